@@ -1,0 +1,201 @@
+//! The one writer of the desired state.
+//!
+//! A thread owns the database connection and the kernel plane and works off commands one by one, so that every change
+//! goes the same way: database (one transaction), memory (a new snapshot), kernel. When a method here has returned `Ok`
+//! the change is in force; when it returned an error nothing has changed.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    desired::{L7Policy, Route, Target},
+    firewall::Rule,
+    route::Pattern,
+    xdp::PlaneStatus,
+};
+
+/// A handle on the control thread.
+#[derive(Clone, Debug)]
+pub struct Control {
+    commands: mpsc::Sender<Command>,
+}
+
+/// Why a change did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The thing that is named does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// Valid, but not in this version or not in this state.
+    #[error("{0}")]
+    Refused(String),
+    /// The database or the kernel did not take it; nothing has changed.
+    #[error("{0}")]
+    Failed(String),
+    /// The daemon is stopping.
+    #[error("the daemon is shutting down")]
+    Stopping,
+}
+
+/// Routes of a listener, as [`Control::routes`] gives them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerRoutes {
+    /// In the order in which they were added.
+    pub routes: Vec<Route>,
+    /// For an absent or unknown server name.
+    pub default: Option<Target>,
+}
+
+/// What `status` shows.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// When the daemon started.
+    pub started_at: SystemTime,
+    /// For how long it has been running, by the monotonic clock.
+    pub uptime: Duration,
+    /// One for each listener.
+    pub listeners: Vec<ListenerStatus>,
+    /// The kernel plane.
+    pub plane: PlaneStatus,
+    /// Connections by how they ended; every outcome, also those that never happened.
+    pub outcomes: Vec<(&'static str, u64)>,
+    /// Bytes from clients to backends.
+    pub client_bytes: u64,
+    /// Bytes from backends to clients.
+    pub backend_bytes: u64,
+}
+
+/// One listener of [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerStatus {
+    /// The listener's name.
+    pub addr: String,
+    /// Routes with a hostname.
+    pub routes: usize,
+    /// Connections now.
+    pub active: u64,
+    /// 0 = unlimited.
+    pub max_connections: u64,
+    /// Since start, the refused ones included.
+    pub accepted: u64,
+}
+
+/// A command of the control thread.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Routes(String, Reply<ListenerRoutes>),
+    AddRoute(String, Route, Reply<()>),
+    RemoveRoute(String, Pattern, Reply<()>),
+    Policies(String, Pattern, Reply<Vec<L7Policy>>),
+    AddPolicy(String, Pattern, L7Policy, Reply<()>),
+    RemovePolicy(String, Pattern, L7Policy, Reply<()>),
+    Rules(Reply<Vec<Rule>>),
+    AddRule(Rule, Reply<()>),
+    RemoveRule(Rule, Reply<()>),
+    SetMaxConnections(String, u64, Reply<()>),
+    Status(Reply<Status>),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
+
+impl Control {
+    /// Routes of a listener.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`] for an unknown listener.
+    pub async fn routes(&self, listener: String) -> Result<ListenerRoutes, ControlError> {
+        self.call(|reply| Command::Routes(listener, reply)).await
+    }
+
+    /// Adds a route or replaces the one with the same hostname. Policies of a replaced route are replaced too.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_route(&self, listener: String, route: Route) -> Result<(), ControlError> {
+        self.call(|reply| Command::AddRoute(listener, route, reply)).await
+    }
+
+    /// Removes a route.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn remove_route(&self, listener: String, hostname: Pattern) -> Result<(), ControlError> {
+        self.call(|reply| Command::RemoveRoute(listener, hostname, reply)).await
+    }
+
+    /// Policies of a route, in the order of evaluation.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn policies(&self, listener: String, hostname: Pattern) -> Result<Vec<L7Policy>, ControlError> {
+        self.call(|reply| Command::Policies(listener, hostname, reply)).await
+    }
+
+    /// Appends a policy; one that exists stays where it is.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_policy(&self, listener: String, hostname: Pattern, policy: L7Policy) -> Result<(), ControlError> {
+        self.call(|reply| Command::AddPolicy(listener, hostname, policy, reply)).await
+    }
+
+    /// Removes a policy.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn remove_policy(
+        &self,
+        listener: String,
+        hostname: Pattern,
+        policy: L7Policy,
+    ) -> Result<(), ControlError> {
+        self.call(|reply| Command::RemovePolicy(listener, hostname, policy, reply)).await
+    }
+
+    /// All firewall rules, sorted.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn rules(&self) -> Result<Vec<Rule>, ControlError> {
+        self.call(Command::Rules).await
+    }
+
+    /// Adds a rule; one that exists is re-asserted in the kernel.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_rule(&self, rule: Rule) -> Result<(), ControlError> {
+        self.call(|reply| Command::AddRule(rule, reply)).await
+    }
+
+    /// Removes a rule.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`] when there is no such rule.
+    pub async fn remove_rule(&self, rule: Rule) -> Result<(), ControlError> {
+        self.call(|reply| Command::RemoveRule(rule, reply)).await
+    }
+
+    /// Sets a listener's limit, 0 = unlimited.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`] for an unknown listener.
+    pub async fn set_max_connections(&self, listener: String, max: u64) -> Result<(), ControlError> {
+        self.call(|reply| Command::SetMaxConnections(listener, max, reply)).await
+    }
+
+    /// What `status` shows.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`].
+    pub async fn status(&self) -> Result<Status, ControlError> {
+        self.call(Command::Status).await
+    }
+
+    async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ControlError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| ControlError::Stopping)?;
+        answer.await.map_err(|_| ControlError::Stopping)?
+    }
+}

@@ -1,0 +1,5 @@
+//! Routes: which backend a server name belongs to.
+
+mod pattern;
+
+pub use pattern::{Pattern, PatternError};

@@ -1,0 +1,117 @@
+//! The kernel plane behind one small interface.
+//!
+//! [`Dataplane`] is all that the daemon knows of eBPF. Every rule that the kernel enforces is enforced in user space
+//! too: this plane is an optimisation that an attacker feels, never the only guard.
+
+use crate::firewall::{Rule, RuleSet};
+
+/// A place that enforces the address rules of the desired state. Calls block on system calls; one thread makes them.
+pub trait Dataplane: Send {
+    /// Makes one added or removed rule effective: when this returns `Ok`, packets are judged by `rules`, which already
+    /// has the change. Country rules are not this plane's business and change nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses; its maps are then as before.
+    fn apply(&mut self, change: Change, rules: &RuleSet) -> Result<(), PlaneError>;
+
+    /// Makes the kernel's maps equal to `rules` and its programs attached, whatever happened to them, without a moment
+    /// in which a source that is blocked before and after could pass. What can be put right is, before an error is
+    /// returned.
+    ///
+    /// # Errors
+    /// With the first thing that could not be put right.
+    fn reconcile(&mut self, rules: &RuleSet) -> Result<Repairs, PlaneError>;
+
+    /// Interfaces, rule count and counters, read from the kernel now.
+    fn status(&self) -> PlaneStatus;
+
+    /// What a clean stop does: leaves everything in force, or removes it (`xdp.on_exit`).
+    ///
+    /// # Errors
+    /// When something could not be removed.
+    fn shutdown(&mut self) -> Result<(), PlaneError>;
+}
+
+/// One difference between two rule sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A rule that was not there.
+    Added(Rule),
+    /// A rule that was.
+    Removed(Rule),
+}
+
+/// What [`Dataplane::reconcile`] had to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// Entries that were missing or different.
+    pub upserted: u64,
+    /// Entries that no rule wants.
+    pub removed: u64,
+    /// Interfaces that had lost their program.
+    pub reattached: u64,
+}
+
+/// What [`Dataplane::status`] tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PlaneStatus {
+    /// Whether at least one interface has the program.
+    pub is_active: bool,
+    /// Why rules are not enforced in the kernel, or not everywhere; empty when they are.
+    pub detail: String,
+    /// One for each of `xdp.interfaces`.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Entries in the rule maps.
+    pub rules: u64,
+    /// Packets by reason, all reasons, summed over CPUs and interfaces.
+    pub counters: Vec<ReasonCount>,
+}
+
+/// One interface of [`PlaneStatus`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceStatus {
+    /// As configured.
+    pub name: String,
+    /// The mode obtained: `"native"`, `"generic"`, or `""` without a program.
+    pub mode: &'static str,
+    /// Kernel id of the attached program; 0 without one.
+    pub program_id: u32,
+    /// Why there is no program; empty when there is.
+    pub error: String,
+    /// Whether the program was found in force at start and taken over.
+    pub is_adopted: bool,
+}
+
+/// A counter of the packet path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReasonCount {
+    /// Name of the reason.
+    pub reason: &'static str,
+    /// Whether packets with this reason were dropped.
+    pub is_drop: bool,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of the frames, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+/// A refusal of the kernel, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}")]
+pub struct PlaneError {
+    context: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl PlaneError {
+    /// An error that says what was tried, on what, and how to mend it.
+    pub fn new(context: impl Into<String>) -> Self {
+        Self { context: context.into(), source: None }
+    }
+
+    /// The same with a cause.
+    pub fn caused(context: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { context: context.into(), source: Some(source.into()) }
+    }
+}
