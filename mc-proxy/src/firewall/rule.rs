@@ -208,7 +208,10 @@ mod tests {
     #[test]
     fn host_bits_are_named_with_their_remedy() {
         let error = Subject::cidr("198.51.100.7/24").unwrap_err();
-        assert_eq!(error.to_string(), "\"198.51.100.7/24\" has host bits set; the canonical CIDR is \"198.51.100.0/24\"");
+        assert_eq!(
+            error.to_string(),
+            "\"198.51.100.7/24\" has host bits set; the canonical CIDR is \"198.51.100.0/24\""
+        );
     }
 
     #[test]

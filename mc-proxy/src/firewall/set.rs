@@ -66,9 +66,10 @@ impl RuleSet {
         let nets = |action, nets: &'_ Nets| {
             nets.entries.iter().map(move |net| Rule { action, subject: Subject::Net(*net) }).collect::<Vec<_>>()
         };
-        nets(Action::Allow, &self.allow).into_iter().chain(nets(Action::Block, &self.block)).chain(
-            self.countries.iter().map(|code| Rule { action: Action::Block, subject: Subject::Country(*code) }),
-        )
+        nets(Action::Allow, &self.allow)
+            .into_iter()
+            .chain(nets(Action::Block, &self.block))
+            .chain(self.countries.iter().map(|code| Rule { action: Action::Block, subject: Subject::Country(*code) }))
     }
 
     /// The prefixes with an action; single addresses have their full length.

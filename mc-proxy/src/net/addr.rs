@@ -125,9 +125,7 @@ impl FromStr for ListenAddr {
             expected: "a listen address; write \":443\", \"10.0.0.1:443\" or \"[::]:443\"",
         };
         let (socket, is_dual_stack) = match text.strip_prefix(':') {
-            Some(port) => {
-                (SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), parse_port(port).ok_or_else(error)?), true)
-            }
+            Some(port) => (SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), parse_port(port).ok_or_else(error)?), true),
             None => (text.parse::<SocketAddr>().map_err(|_| error())?, false),
         };
         if socket.port() == 0 {
@@ -217,12 +215,25 @@ mod tests {
 
     #[test]
     fn backend_addresses_keep_their_text() {
-        for good in ["127.0.0.1:8443", "[2001:db8::1]:443", "app.internal:443", "app:1", "a_b.c.:65535", "unix:/run/a.sock"] {
+        for good in
+            ["127.0.0.1:8443", "[2001:db8::1]:443", "app.internal:443", "app:1", "a_b.c.:65535", "unix:/run/a.sock"]
+        {
             assert_eq!(good.parse::<BackendAddr>().unwrap().to_string(), good);
         }
-        for bad in
-            ["", "host", "host:", ":80", "host:0", "host:+1", "host:99999", "10.0.0.256:80", "-a:1", "a b:1", "unix:rel", "::1:80"]
-        {
+        for bad in [
+            "",
+            "host",
+            "host:",
+            ":80",
+            "host:0",
+            "host:+1",
+            "host:99999",
+            "10.0.0.256:80",
+            "-a:1",
+            "a b:1",
+            "unix:rel",
+            "::1:80",
+        ] {
             assert!(bad.parse::<BackendAddr>().is_err(), "{bad}");
         }
     }
