@@ -1,5 +1,7 @@
 //! What an SNI proxy reads of TLS.
 
+mod client_hello;
 mod server_name;
 
+pub use client_hello::{ClientHello, ClientHelloReader, HelloError, MAX_HELLO, MAX_RECORDS, MAX_WIRE, Progress};
 pub use server_name::{ServerName, ServerNameError};

@@ -8,7 +8,7 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 pub struct ServerName(Box<str>);
 
 /// Why bytes are not a [`ServerName`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ServerNameError {
     /// Nothing, or nothing but a dot.
     #[error("the name is empty")]
