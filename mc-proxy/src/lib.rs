@@ -3,11 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
-pub mod control;
 pub mod desired;
 pub mod firewall;
 pub mod net;
 pub mod route;
 pub mod store;
+pub mod telemetry;
 pub mod tls;
 pub mod xdp;

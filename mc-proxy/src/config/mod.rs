@@ -36,6 +36,18 @@ pub struct Proxy {
     pub shutdown_timeout: Duration,
     /// How bytes are moved.
     pub splice: Splice,
+    /// What a client gets whose server name no route has.
+    pub refuse: Refuse,
+}
+
+/// `proxy.refuse`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refuse {
+    /// A TCP reset, like every other refusal.
+    #[default]
+    Reset,
+    /// The TLS alert `unrecognized_name`, if the client spoke TLS.
+    Alert,
 }
 
 /// `proxy.splice`.
