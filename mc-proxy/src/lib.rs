@@ -5,9 +5,11 @@
 pub mod config;
 pub mod control;
 pub mod desired;
+pub mod exit;
 pub mod firewall;
 pub mod net;
 pub mod route;
 pub mod store;
+pub mod telemetry;
 pub mod tls;
 pub mod xdp;
