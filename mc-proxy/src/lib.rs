@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod ctl;
 pub mod desired;
 pub mod exit;
 pub mod firewall;

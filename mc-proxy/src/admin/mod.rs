@@ -14,3 +14,5 @@ pub(crate) mod tests;
 pub use incoming::Caller;
 pub use server::{Admin, serve};
 pub use socket::{AdminSocket, SocketError};
+
+pub(crate) use convert::rule_to_proto;

@@ -222,7 +222,7 @@ fn write_quoted(out: &mut impl fmt::Write, value: &str) -> fmt::Result {
 }
 
 /// Not a control, a line separator, a direction override or anything else that a terminal would act on.
-fn is_printable(c: char) -> bool {
+pub(crate) fn is_printable(c: char) -> bool {
     matches!(c, '\'' | '"' | '\\') || c.escape_debug().len() == 1
 }
 
