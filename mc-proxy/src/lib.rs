@@ -2,8 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod ctl;
 pub mod desired;
+pub mod exit;
 pub mod firewall;
 pub mod net;
 pub mod route;
