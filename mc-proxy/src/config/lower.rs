@@ -1,5 +1,5 @@
-//! From what was typed to what is valid. Pure: no file but the configuration's text is looked at; `mc-proxy check` looks
-//! at the rest of the host.
+//! From what was typed to what is valid. Pure: nothing but the text of the configuration is looked at; the rest of the
+//! host is for `mc-proxy check`.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
