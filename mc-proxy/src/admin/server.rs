@@ -1,4 +1,8 @@
 //! The service, and the server that it runs in.
+//!
+//! h2 answers an `:authority` that is no host with PROTOCOL_ERROR, before this code sees the request. Clients that put
+//! the path of a Unix socket there (gRPC's C core from 1.57, grpcurl before 1.9) have to be told what to say instead:
+//! `grpc.default_authority=localhost`, `grpcurl -authority localhost`.
 
 use std::time::Duration;
 
@@ -14,7 +18,10 @@ use super::{
     AdminSocket, convert,
     incoming::{Caller, GRACE, Incoming, LIFETIME},
 };
-use crate::control::Control;
+use crate::{
+    control::Control,
+    firewall::{Action, Rule},
+};
 
 /// A route with a policy or two is a kilobyte.
 const REQUEST_MAX: usize = 256 * 1024;
@@ -59,7 +66,7 @@ pub async fn serve(socket: AdminSocket, control: Control, shutdown: Cancellation
         .add_service(ProxyAdminServiceServer::new(Admin::new(control)).max_decoding_message_size(REQUEST_MAX))
         .add_service(health_service.max_decoding_message_size(REQUEST_MAX))
         .add_service(reflection().build_v1().map_err(std::io::Error::other)?)
-        // What grpcurl before 1.9 asks for.
+        // What older versions of grpcurl and the Python client ask for.
         .add_service(reflection().build_v1alpha().map_err(std::io::Error::other)?);
 
     let stop = async {
@@ -112,7 +119,7 @@ impl ProxyAdminService for Admin {
             tracing::warn!(listener, %hostname, "tls_cert and tls_key have no effect on an l4 route");
         }
         self.control.add_route(listener.clone(), route).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, by.uid, by.pid, "route added");
+        tracing::info!(listener, %hostname, uid = by.uid, pid = by.pid, "route added");
         Ok(Response::new(v1::AddRouteResponse {}))
     }
 
@@ -122,7 +129,7 @@ impl ProxyAdminService for Admin {
         let listener = convert::listener(listener_addr)?;
         let hostname = convert::hostname("hostname", &hostname)?;
         self.control.remove_route(listener.clone(), hostname.clone()).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, by.uid, by.pid, "route removed");
+        tracing::info!(listener, %hostname, uid = by.uid, pid = by.pid, "route removed");
         Ok(Response::new(v1::RemoveRouteResponse {}))
     }
 
@@ -146,7 +153,7 @@ impl ProxyAdminService for Admin {
         let policy = convert::new_policy("policy", policy)?;
         let (kind, value) = (policy.kind.as_str(), policy.value.clone());
         self.control.add_policy(listener.clone(), hostname.clone(), policy).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, kind, value, by.uid, by.pid, "policy added");
+        tracing::info!(listener, %hostname, kind, value, uid = by.uid, pid = by.pid, "policy added");
         Ok(Response::new(v1::AddL7PolicyResponse {}))
     }
 
@@ -161,7 +168,7 @@ impl ProxyAdminService for Admin {
         let policy = convert::policy("policy", policy)?;
         let (kind, value) = (policy.kind.as_str(), policy.value.clone());
         self.control.remove_policy(listener.clone(), hostname.clone(), policy).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, kind, value, by.uid, by.pid, "policy removed");
+        tracing::info!(listener, %hostname, kind, value, uid = by.uid, pid = by.pid, "policy removed");
         Ok(Response::new(v1::RemoveL7PolicyResponse {}))
     }
 
@@ -181,7 +188,7 @@ impl ProxyAdminService for Admin {
         let by = By::of(&request);
         let rule = convert::rule(request.into_inner().rule)?;
         self.control.add_rule(rule).await.map_err(convert::control_error)?;
-        tracing::info!(action = ?rule.action, subject = %rule.subject, by.uid, by.pid, "firewall rule added");
+        tracing::info!(action = action(&rule), subject = %rule.subject, uid = by.uid, pid = by.pid, "firewall rule added");
         Ok(Response::new(v1::AddFirewallRuleResponse {}))
     }
 
@@ -192,7 +199,7 @@ impl ProxyAdminService for Admin {
         let by = By::of(&request);
         let rule = convert::rule(request.into_inner().rule)?;
         self.control.remove_rule(rule).await.map_err(convert::control_error)?;
-        tracing::info!(action = ?rule.action, subject = %rule.subject, by.uid, by.pid, "firewall rule removed");
+        tracing::info!(action = action(&rule), subject = %rule.subject, uid = by.uid, pid = by.pid, "firewall rule removed");
         Ok(Response::new(v1::RemoveFirewallRuleResponse {}))
     }
 
@@ -205,13 +212,20 @@ impl ProxyAdminService for Admin {
         let listener = convert::listener(listener_addr)?;
         let max_connections = convert::max_connections(max_connections)?;
         self.control.set_max_connections(listener.clone(), max_connections).await.map_err(convert::control_error)?;
-        tracing::info!(listener, max_connections, by.uid, by.pid, "connection limit set");
+        tracing::info!(listener, max_connections, uid = by.uid, pid = by.pid, "connection limit set");
         Ok(Response::new(v1::SetListenerMaxConnectionsResponse {}))
     }
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
         let status = self.control.status().await.map_err(convert::control_error)?;
         Ok(Response::new(convert::status_to_proto(status)))
+    }
+}
+
+fn action(rule: &Rule) -> &'static str {
+    match rule.action {
+        Action::Block => "block",
+        Action::Allow => "allow",
     }
 }
 

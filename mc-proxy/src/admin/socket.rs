@@ -80,13 +80,12 @@ impl AdminSocket {
         let address = SockAddr::unix(path).map_err(failed("use as the path of a socket"))?;
         remove_stale(path)?;
 
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("make a socket for"))?;
-        socket.set_nonblocking(true).map_err(failed("make a socket for"))?;
-        // bind(2) gives the file the socket's own mode less the umask: it is born closed to everybody else.
-        rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|e| failed("set the mode of")(e.into()))?;
-        socket.bind(&address).map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => SocketError::InUse(path.to_owned()),
-            _ => failed("bind")(source),
+        let socket = bind_closed(&address).map_err(|source| {
+            if source.kind() == io::ErrorKind::AddrInUse {
+                SocketError::InUse(path.to_owned())
+            } else {
+                failed("bind")(source)
+            }
         })?;
         let file = SocketFile::new(path).map_err(failed("inspect"))?;
 
@@ -143,6 +142,15 @@ impl Drop for SocketFile {
             Ok(()) | Err(_) => {}
         }
     }
+}
+
+/// Makes the file with mode 0600, less the umask: bind(2) gives it the mode that the socket itself has.
+fn bind_closed(address: &SockAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
@@ -207,6 +215,17 @@ mod tests {
             drop(socket);
             assert!(!path.exists());
         }
+    }
+
+    #[test]
+    fn the_file_is_born_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let socket = bind_closed(&SockAddr::unix(&path).unwrap()).unwrap();
+        assert_eq!(mode(&path) & !0o600, 0);
+        // Bound, and not yet listening: nobody gets in before mode and group are what they should be.
+        assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        drop(socket);
     }
 
     #[test]

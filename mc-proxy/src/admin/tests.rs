@@ -254,7 +254,7 @@ async fn policies() {
     client.add_l7_policy(add.clone()).await.unwrap();
     let list = v1::ListL7PoliciesRequest { listener_addr: listener_addr.clone(), hostname: hostname.clone() };
     let listed = client.list_l7_policies(list.clone()).await.unwrap().into_inner();
-    assert_eq!(listed.policies, [policy.clone()]);
+    assert_eq!(listed.policies, std::slice::from_ref(&policy));
     let remove = v1::RemoveL7PolicyRequest { listener_addr, hostname, policy: Some(policy) };
     client.remove_l7_policy(remove).await.unwrap();
     assert!(client.list_l7_policies(list).await.unwrap().into_inner().policies.is_empty());

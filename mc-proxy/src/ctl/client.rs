@@ -58,7 +58,7 @@ pub enum CtlError {
         of: usize,
         /// Why the others are not.
         #[source]
-        source: Box<CtlError>,
+        source: Box<Self>,
     },
     /// The daemon is there and does not answer.
     #[error(
@@ -144,6 +144,7 @@ impl Interceptor for Deadline {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "of a foreign, open list, three kinds have a remedy of their own")]
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "run this as root or as a member of the socket's group (grpc.socket_group)",
@@ -156,6 +157,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "what is not a refusal is a failure, whatever codes gRPC adds")]
 fn describe(status: &Status) -> String {
     let text = status.message();
     match status.code() {
