@@ -1,1 +1,39 @@
-fn main() {}
+//! `cargo xtask`: the project's front door. One module for each task.
+
+#![forbid(unsafe_code)]
+
+mod cargo;
+mod ci;
+mod demo;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, checks, tests and shows mc-proxy.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Shows the edge at work: routing, an attack, a block in the kernel, SIGKILL, adoption.
+    Demo(demo::Args),
+    /// Builds the binaries and runs all tests.
+    Test(test::Args),
+    /// Everything that has to hold before a change lands.
+    Ci(ci::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::Demo(args) => demo::run(&args),
+        Task::Test(args) => test::run(&args),
+        Task::Ci(args) => ci::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
