@@ -86,7 +86,7 @@ fn dependencies() -> Result<()> {
             return Ok(());
         }
     }
-    succeed(&mut cargo(&["deny", "check", "bans", "licenses", "sources"]))
+    succeed(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
 }
 
 /// The daemon's default place for pins; containers come without it.
