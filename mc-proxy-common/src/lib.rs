@@ -1,1 +1,15 @@
-#![no_std]
+//! What the XDP program and the daemon share: the layout of the kernel maps, the packet parser and the verdict.
+//!
+//! Parser and verdict are pure functions over bytes and a [`verdict::Lookup`]. The same source is compiled into the
+//! kernel program, called by the daemon for accepted connections, and used by the tests as the reference.
+
+#![cfg_attr(not(any(feature = "user", feature = "frames", test)), no_std)]
+
+#[cfg(any(feature = "frames", test))]
+pub mod frames;
+pub mod maps;
+pub mod packet;
+pub mod reason;
+#[cfg(feature = "user")]
+pub mod user;
+pub mod verdict;

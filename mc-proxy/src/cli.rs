@@ -7,7 +7,13 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
-use crate::{config::Config, ctl, exit::Exit};
+use crate::{
+    check,
+    config::{self, Config},
+    ctl, daemon,
+    exit::Exit,
+    store, telemetry,
+};
 
 const PROGRAM: &str = "mc-proxy";
 
@@ -87,24 +93,38 @@ fn status(file: &Path, is_json: bool) -> Result<Exit, Failure> {
 }
 
 fn load(file: &Path) -> Result<Config, Failure> {
-    Err(missing("config::load", file))
+    let loaded = config::load(file, std::env::vars_os())
+        .map_err(|errors| Failure { exit: Exit::Config, message: errors.to_string() })?;
+    Ok(loaded.config)
 }
 
 fn server(file: &Path) -> Result<Exit, Failure> {
-    Err(missing("daemon::run", file))
+    daemon::run(file)
+        .map(|()| Exit::Success)
+        .map_err(|failure| Failure { exit: failure.exit, message: failure.to_string() })
 }
 
 fn snapshot(file: &Path, output: Option<&Path>) -> Result<Exit, Failure> {
-    Err(missing("store::snapshot", output.unwrap_or(file)))
+    let database = load(file)?.database;
+    let path = store::snapshot(&database, output)
+        .map_err(|error| Failure { exit: Exit::Failure, message: telemetry::describe(&error) })?;
+    print(&format!("{}\n", path.display()))
 }
 
 fn check(file: &Path) -> Result<Exit, Failure> {
-    Err(missing("check::run", file))
+    let checklist = check::run(file, std::env::vars_os());
+    print(&checklist.to_string())?;
+    Ok(if checklist.is_ok() { Exit::Success } else { Exit::Config })
 }
 
-/// For parts that are merged after this one.
-fn missing(part: &str, path: &Path) -> Failure {
-    Failure { exit: Exit::Internal, message: format!("{}: {part} is not part of this build", path.display()) }
+/// Writes to stdout; a reader that has gone away has seen what it wanted.
+fn print(text: &str) -> Result<Exit, Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure { exit: Exit::Failure, message: format!("stdout: {error}") })
+        }
+        Ok(()) | Err(_) => Ok(Exit::Success),
+    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+mod build_ebpf;
 mod cargo;
 mod ci;
 mod demo;
+mod setup;
 mod test;
 
 use std::process::ExitCode;
@@ -12,7 +14,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 /// Builds, checks, tests and shows mc-proxy.
-#[derive(Debug, Parser)]
+#[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
     /// Shows the edge at work: routing, an attack, a block in the kernel, SIGKILL, adoption.
@@ -21,6 +23,10 @@ enum Task {
     Test(test::Args),
     /// Everything that has to hold before a change lands.
     Ci(ci::Args),
+    /// Installs what rebuilding the kernel program needs; building and running mc-proxy needs none of it.
+    Setup(setup::Args),
+    /// Rebuilds the committed kernel program, or checks that it is what its sources say.
+    BuildEbpf(build_ebpf::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +34,8 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Ci(args) => ci::run(&args),
+        Task::Setup(args) => setup::run(&args),
+        Task::BuildEbpf(args) => build_ebpf::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

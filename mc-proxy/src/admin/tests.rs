@@ -152,6 +152,10 @@ impl Desk {
                 let refused = || Err(ControlError::Refused("the listener is going away".to_owned()));
                 let _ = reply.send(known(&name).and_then(|()| if max == 99 { refused() } else { Ok(()) }));
             }
+            // Not part of the API.
+            Command::ReloadGeoIp(reply) | Command::Stop(reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
             Command::Status(reply) => {
                 let _ = reply.send(Ok(self.status()));
             }

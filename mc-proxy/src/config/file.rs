@@ -201,6 +201,7 @@ shape! {
         idle_timeout: Duration,
         shutdown_timeout: Duration,
         splice: String,
+        refuse: String,
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Config, Grpc, Log, LogFormat, OnExit, Proxy, Scope, Splice, Xdp, XdpMode,
+    Config, Grpc, Log, LogFormat, OnExit, Proxy, Refuse, Scope, Splice, Xdp, XdpMode,
     diagnostic::{At, Report, did_you_mean},
     file::{self, Given, Kind, Override},
 };
@@ -325,6 +325,7 @@ impl Lower<'_, '_> {
                 "proxy.splice",
                 &[("auto", Splice::Auto), ("userspace", Splice::Userspace)],
             ),
+            refuse: self.word(proxy.refuse, "proxy.refuse", &[("reset", Refuse::Reset), ("alert", Refuse::Alert)]),
         }
     }
 

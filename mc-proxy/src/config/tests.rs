@@ -40,6 +40,7 @@ fn defaults_are_those_of_the_documentation() {
             idle_timeout: Duration::from_secs(300),
             shutdown_timeout: Duration::from_secs(30),
             splice: Splice::Auto,
+            refuse: Refuse::Reset,
         }
     );
     assert_eq!(

@@ -1,9 +1,11 @@
 //! The firewall: rules, and what they say of an address.
 
 mod geoip;
+mod guard;
 mod rule;
 mod set;
 
 pub use geoip::{GeoIp, GeoIpError};
+pub use guard::{Firewall, Judgement};
 pub use rule::{Action, CountryCode, Rule, RuleError, Subject};
 pub use set::RuleSet;

@@ -16,6 +16,7 @@ use tracing::{
     level_filters::LevelFilter,
     span,
 };
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     Layer,
     filter::Targets,
@@ -34,12 +35,22 @@ use crate::config::{Log, LogFormat};
 /// Target of this crate's events. Those of other crates are written from WARN up, whatever the level.
 const OWN_TARGET: &str = "mc_proxy";
 
-/// Sends the process's events to stderr from now on.
+/// Lines that may wait for a reader of stderr; beyond that they are lost, and connections are not held up.
+const BUFFERED_LINES: usize = 16 * 1024;
+
+/// Sends the process's events to stderr from now on, through a thread of its own. What is still waiting is written when
+/// the guard is dropped.
 ///
 /// # Errors
 /// When a subscriber has been installed already.
-pub fn init(log: Log) -> Result<(), TryInitError> {
-    subscriber(log, io::stderr).try_init()
+pub fn init(log: Log) -> Result<WorkerGuard, TryInitError> {
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(BUFFERED_LINES)
+        .thread_name("log")
+        .finish(io::stderr());
+    subscriber(log, writer).try_init()?;
+    Ok(guard)
 }
 
 fn subscriber<W>(log: Log, writer: W) -> impl Subscriber + Send + Sync

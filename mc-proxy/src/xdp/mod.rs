@@ -115,3 +115,36 @@ impl PlaneError {
         Self { context: context.into(), source: Some(source.into()) }
     }
 }
+
+pub fn open(
+    _config: &crate::config::Xdp,
+    _ports: std::collections::BTreeSet<u16>,
+    _rules: &RuleSet,
+) -> Result<Box<dyn Dataplane>, PlaneError> {
+    Ok(Box::new(Nope))
+}
+struct Nope;
+impl Dataplane for Nope {
+    fn apply(&mut self, _c: Change, _r: &RuleSet) -> Result<(), PlaneError> {
+        Ok(())
+    }
+    fn reconcile(&mut self, _r: &RuleSet) -> Result<Repairs, PlaneError> {
+        Ok(Repairs::default())
+    }
+    fn status(&self) -> PlaneStatus {
+        PlaneStatus::default()
+    }
+    fn shutdown(&mut self) -> Result<(), PlaneError> {
+        Ok(())
+    }
+}
+impl PlaneError {
+    pub fn is_privilege(&self) -> bool {
+        false
+    }
+}
+impl Repairs {
+    pub fn is_empty(&self) -> bool {
+        true
+    }
+}

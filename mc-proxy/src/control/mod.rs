@@ -4,6 +4,10 @@
 //! goes the same way: database (one transaction), memory (a new snapshot), kernel. When a method here has returned `Ok`
 //! the change is in force; when it returned an error nothing has changed.
 
+mod thread;
+
+pub use thread::{Owned, start};
+
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
@@ -95,6 +99,29 @@ pub(crate) enum Command {
     RemoveRule(Rule, Reply<()>),
     SetMaxConnections(String, u64, Reply<()>),
     Status(Reply<Status>),
+    ReloadGeoIp(Reply<()>),
+    Stop(Reply<()>),
+}
+
+impl Command {
+    /// Whether nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Routes(_, reply) => reply.is_closed(),
+            Self::Policies(_, _, reply) => reply.is_closed(),
+            Self::Rules(reply) => reply.is_closed(),
+            Self::Status(reply) => reply.is_closed(),
+            Self::AddRoute(_, _, reply)
+            | Self::RemoveRoute(_, _, reply)
+            | Self::AddPolicy(_, _, _, reply)
+            | Self::RemovePolicy(_, _, _, reply)
+            | Self::AddRule(_, reply)
+            | Self::RemoveRule(_, reply)
+            | Self::SetMaxConnections(_, _, reply)
+            | Self::ReloadGeoIp(reply)
+            | Self::Stop(reply) => reply.is_closed(),
+        }
+    }
 }
 
 type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
@@ -198,6 +225,22 @@ impl Control {
     /// [`ControlError::Stopping`].
     pub async fn status(&self) -> Result<Status, ControlError> {
         self.call(Command::Status).await
+    }
+
+    /// Reads the GeoIP database anew.
+    ///
+    /// # Errors
+    /// When it cannot be read; the old one stays in force.
+    pub async fn reload_geoip(&self) -> Result<(), ControlError> {
+        self.call(Command::ReloadGeoIp).await
+    }
+
+    /// Ends the thread: the kernel plane is left or removed as configured, the database is closed.
+    ///
+    /// # Errors
+    /// When the kernel plane could not be removed.
+    pub async fn stop(&self) -> Result<(), ControlError> {
+        self.call(Command::Stop).await
     }
 
     async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ControlError> {

@@ -1,0 +1,90 @@
+//! Why a packet was passed or dropped: the index of its counter.
+
+/// The outcome of judging one packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Reason {
+    /// Passed: no rule covers the source.
+    NoRule = 0,
+    /// Passed: an allow rule covers the source.
+    Allowed = 1,
+    /// Passed: not for a listener, with scope `listeners`.
+    OutOfScope = 2,
+    /// Passed: neither IPv4 nor IPv6, or under more than two VLAN tags.
+    NotIp = 3,
+    /// Passed: cut short or contradictory; the stack discards it.
+    Malformed = 4,
+    /// Passed: IPv6 neighbour discovery (RFC 4861), without which the link is dead.
+    NeighborDiscovery = 5,
+    /// Passed: a later fragment, with scope `listeners`; it is useless without the first, which was judged.
+    LaterFragment = 6,
+    /// Passed: the rule that covers the source has expired.
+    Expired = 7,
+    /// Passed: the maps are not the ones that this program was written for.
+    Unconfigured = 8,
+    /// Dropped: the source address is blocked.
+    BlockedAddress = 9,
+    /// Dropped: a prefix of the source address is blocked.
+    BlockedPrefix = 10,
+}
+
+impl Reason {
+    /// All, in the order of their indices.
+    pub const ALL: [Self; 11] = [
+        Self::NoRule,
+        Self::Allowed,
+        Self::OutOfScope,
+        Self::NotIp,
+        Self::Malformed,
+        Self::NeighborDiscovery,
+        Self::LaterFragment,
+        Self::Expired,
+        Self::Unconfigured,
+        Self::BlockedAddress,
+        Self::BlockedPrefix,
+    ];
+
+    /// Index in the counter map.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// Whether the packet is dropped.
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        matches!(self, Self::BlockedAddress | Self::BlockedPrefix)
+    }
+
+    /// As it appears in status and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoRule => "no_rule",
+            Self::Allowed => "allowed",
+            Self::OutOfScope => "out_of_scope",
+            Self::NotIp => "not_ip",
+            Self::Malformed => "malformed",
+            Self::NeighborDiscovery => "neighbor_discovery",
+            Self::LaterFragment => "later_fragment",
+            Self::Expired => "expired",
+            Self::Unconfigured => "unconfigured",
+            Self::BlockedAddress => "blocked_address",
+            Self::BlockedPrefix => "blocked_prefix",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reason;
+    use crate::maps;
+
+    #[test]
+    fn every_reason_has_its_own_counter_and_name() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason.index() as usize, index);
+            assert!(reason.index() < maps::COUNTERS_MAX);
+            assert_eq!(Reason::ALL.iter().filter(|other| other.name() == reason.name()).count(), 1);
+        }
+    }
+}

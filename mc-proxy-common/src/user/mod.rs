@@ -1,0 +1,99 @@
+//! The daemon's side of the maps: thin calls of bpf(2) for what aya 0.14 does not offer.
+//!
+//! [`Table`] reads and writes a hash, trie or array in batches; [`link_interface`] and [`object`] look at pinned
+//! objects without the kernel's object ids, which would need `CAP_SYS_ADMIN`. This is the one place outside the XDP
+//! program with unsafe code.
+
+mod sys;
+mod table;
+
+use std::{
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+pub use aya::Pod;
+pub use table::{Table, TableError};
+
+use crate::maps::{Address4, Address6, Counter, MapShape, Prefix4, Prefix6, RuleValue, Settings};
+
+// SAFETY: each is `repr(C)`, consists of integers and arrays of bytes, has no padding (the sizes are asserted beside the
+// definitions) and takes every bit pattern.
+unsafe impl Pod for Address4 {}
+// SAFETY: as above.
+unsafe impl Pod for Address6 {}
+// SAFETY: as above.
+unsafe impl Pod for Prefix4 {}
+// SAFETY: as above.
+unsafe impl Pod for Prefix6 {}
+// SAFETY: as above.
+unsafe impl Pod for RuleValue {}
+// SAFETY: as above.
+unsafe impl Pod for Counter {}
+// SAFETY: as above; an unknown scope is a number, not an enumerator.
+unsafe impl Pod for Settings {}
+
+/// What the kernel says of a map (`struct bpf_map_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapInfo {
+    /// `enum bpf_map_type`.
+    pub kind: u32,
+    /// Bytes.
+    pub key_size: u32,
+    /// Bytes, of one CPU's value.
+    pub value_size: u32,
+    /// Entries.
+    pub max_entries: u32,
+}
+
+impl MapInfo {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// When the descriptor is not a map's.
+    pub fn of(map: BorrowedFd<'_>) -> io::Result<Self> {
+        let info: sys::MapInfo = sys::info(map)?;
+        Ok(Self {
+            kind: info.kind,
+            key_size: info.key_size,
+            value_size: info.value_size,
+            max_entries: info.max_entries,
+        })
+    }
+
+    /// Whether a map of this kind can stand in for `shape`.
+    pub fn has_shape(&self, shape: &MapShape) -> bool {
+        self.kind == shape.kind as u32
+            && (self.key_size, self.value_size, self.max_entries)
+                == (shape.key_size, shape.value_size, shape.max_entries)
+    }
+}
+
+/// Opens the object pinned at `path`.
+///
+/// # Errors
+/// `NotFound`, `PermissionDenied`, or what else the kernel says.
+pub fn object(path: &Path) -> io::Result<OwnedFd> {
+    sys::object(path)
+}
+
+/// Pins an object at `path`, on a BPF file system.
+///
+/// # Errors
+/// `AlreadyExists`, or what else the kernel says.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    sys::pin(object, path)
+}
+
+/// Index of the interface that an XDP link is attached to; `None` once the interface is gone or the link was detached.
+///
+/// # Errors
+/// `InvalidInput` when the descriptor is not an XDP link's.
+pub fn link_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let info: sys::LinkInfo = sys::info(link)?;
+    if info.kind != sys::LINK_TYPE_XDP {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the pinned object is not an XDP link"));
+    }
+    Ok((info.interface != 0).then_some(info.interface))
+}

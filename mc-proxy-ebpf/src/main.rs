@@ -1,0 +1,38 @@
+//! The XDP program: judges every frame that an interface receives, and counts what it decided.
+//!
+//! What is decided lives in `mc-proxy-common`, where it is tested on the host; here is only what the kernel gives:
+//! the bytes of a frame ([`frame`]) and the maps ([`maps`]).
+
+#![no_std]
+#![no_main]
+
+mod frame;
+mod maps;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use mc_proxy_common::{reason::Reason, verdict::judge_packet};
+
+use crate::{frame::XdpFrame, maps::KernelMaps};
+
+/// Passes or drops a frame.
+#[xdp]
+pub fn mc_proxy(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::new(&ctx);
+    let reason = match maps::scope() {
+        Some(scope) => judge_packet(&frame, scope, &KernelMaps),
+        None => Reason::Unconfigured,
+    };
+    maps::count(reason, frame.len());
+    if reason.is_drop() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+}
+
+/// Nothing here can panic, and the kernel would refuse a program that could; the compiler asks for it all the same.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// The helpers that are called here need no GPL, but what the kernel calls a compatible licence must be stated.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,133 @@
+//! One connection, from accept to its one outcome. [`pipeline`] is the file to read.
+
+mod outcome;
+mod pipeline;
+mod record;
+
+pub use outcome::{Counters, Fault, Outcome};
+pub use pipeline::run;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    config::Proxy,
+    desired::{Listener, Protocol},
+    firewall::Firewall,
+    net::{addr::ListenAddr, resolve::Resolver},
+    route::RouteTable,
+};
+
+/// What every connection needs of the daemon.
+#[derive(Debug)]
+pub struct Edge {
+    /// Rules in force.
+    pub firewall: Firewall,
+    /// Backend names.
+    pub resolver: Resolver,
+    /// How connections ended.
+    pub counters: Counters,
+    /// Deadlines.
+    pub proxy: Proxy,
+}
+
+/// A listener as connections see it.
+#[derive(Debug)]
+pub struct Listening {
+    /// Its name.
+    pub addr: ListenAddr,
+    /// How a connection finds its route.
+    pub protocol: Protocol,
+    /// Replaced as a whole with every change.
+    pub routes: ArcSwap<RouteTable>,
+    max_connections: AtomicU64,
+    active: AtomicU64,
+    accepted: AtomicU64,
+}
+
+/// One of a listener's connections; gives its place back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<Listening>);
+
+impl Listening {
+    /// The running side of a desired listener.
+    pub fn new(desired: &Listener) -> Self {
+        Self {
+            addr: desired.addr.clone(),
+            protocol: desired.protocol,
+            routes: ArcSwap::from_pointee(RouteTable::new(&desired.routes, desired.default.clone())),
+            max_connections: desired.max_connections.into(),
+            active: 0.into(),
+            accepted: 0.into(),
+        }
+    }
+
+    /// A place for one more connection; `None` at the limit.
+    pub fn admit(self: &Arc<Self>) -> Option<Permit> {
+        self.accepted.fetch_add(1, Relaxed);
+        let max = self.max_connections.load(Relaxed);
+        // The place is taken first: of two that come at once for the last one, one gives it back.
+        let permit = Permit(Arc::clone(self));
+        let active = self.active.fetch_add(1, Relaxed) + 1;
+        (max == 0 || active <= max).then_some(permit)
+    }
+
+    /// Takes effect on the next accept; 0 = unlimited.
+    pub fn set_max_connections(&self, max: u64) {
+        self.max_connections.store(max, Relaxed);
+    }
+
+    /// 0 = unlimited.
+    pub fn max_connections(&self) -> u64 {
+        self.max_connections.load(Relaxed)
+    }
+
+    /// Connections now.
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+
+    /// Connections since start, the refused ones included.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Relaxed)
+    }
+}
+
+impl Permit {
+    /// Whose place it is.
+    pub fn listener(&self) -> &Listening {
+        &self.0
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_admits_so_many_at_a_time() {
+        let listening =
+            Arc::new(Listening::new(&Listener { max_connections: 2, ..Listener::new(":443".parse().unwrap()) }));
+        let first = listening.admit().unwrap();
+        let _second = listening.admit().unwrap();
+        assert!(listening.admit().is_none());
+        assert_eq!(listening.active(), 2);
+        drop(first);
+        assert!(listening.admit().is_some());
+        listening.set_max_connections(0);
+        let many: Vec<_> = (0..10).map(|_| listening.admit().unwrap()).collect();
+        assert_eq!((listening.active(), listening.accepted()), (11, 14));
+        drop(many);
+        assert_eq!(listening.active(), 1);
+    }
+}

@@ -1,0 +1,197 @@
+//! How a connection ended: the one source for its log line and its counter.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::{
+    net::relay::Ended,
+    tls::{HelloError, ServerNameError},
+};
+
+/// The end of a connection. Every connection has exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Relayed until both sides had ended.
+    Closed,
+    /// The client reset the connection while it was relayed.
+    ClientReset,
+    /// The backend reset the connection while it was relayed.
+    BackendReset,
+    /// No byte for the idle timeout.
+    Idle,
+    /// Still open when the shutdown timeout was over.
+    Forced,
+    /// The listener was at its limit.
+    OverLimit,
+    /// A rule blocks the address.
+    BlockedAddress,
+    /// A rule blocks a prefix of the address.
+    BlockedPrefix,
+    /// A rule blocks the address's country.
+    BlockedCountry,
+    /// The ClientHello was not complete in time.
+    HandshakeTimeout,
+    /// The client went away before its ClientHello was complete.
+    ClientGone,
+    /// What came is not a ClientHello that is routed.
+    Hello(HelloError),
+    /// No route for the name, and no default.
+    NoRoute,
+    /// A backend refused, or could not be reached or resolved.
+    DialFailed,
+    /// No backend answered in time.
+    DialTimeout,
+}
+
+/// Who is to blame for an outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nobody.
+    None,
+    /// What the client did, or did not do.
+    Client,
+    /// The backend.
+    Backend,
+    /// What the operator decided.
+    Policy,
+}
+
+/// Connections by outcome, and bytes. Written with relaxed order: figures, not signals.
+#[derive(Debug, Default)]
+pub struct Counters {
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    client_bytes: AtomicU64,
+    backend_bytes: AtomicU64,
+}
+
+impl Outcome {
+    /// Every outcome, the frequent ones first.
+    pub const ALL: [Self; 32] = [
+        Self::Closed,
+        Self::BlockedAddress,
+        Self::BlockedPrefix,
+        Self::BlockedCountry,
+        Self::OverLimit,
+        Self::HandshakeTimeout,
+        Self::ClientGone,
+        Self::NoRoute,
+        Self::ClientReset,
+        Self::BackendReset,
+        Self::Idle,
+        Self::Forced,
+        Self::DialFailed,
+        Self::DialTimeout,
+        Self::Hello(HelloError::NotTls),
+        Self::Hello(HelloError::RecordVersion),
+        Self::Hello(HelloError::UnexpectedRecord),
+        Self::Hello(HelloError::EmptyRecord),
+        Self::Hello(HelloError::RecordTooLong),
+        Self::Hello(HelloError::TooManyRecords),
+        Self::Hello(HelloError::NotClientHello),
+        Self::Hello(HelloError::TooLong),
+        Self::Hello(HelloError::TrailingHandshake),
+        Self::Hello(HelloError::Malformed),
+        Self::Hello(HelloError::ServerNameMalformed),
+        Self::Hello(HelloError::ServerNameRepeated),
+        Self::Hello(HelloError::ServerNameMany),
+        Self::Hello(HelloError::ServerNameType),
+        Self::Hello(HelloError::ServerName(ServerNameError::Empty)),
+        Self::Hello(HelloError::ServerName(ServerNameError::Nul)),
+        Self::Hello(HelloError::ServerName(ServerNameError::IpLiteral)),
+        Self::Hello(HelloError::ServerName(ServerNameError::NotDns)),
+    ];
+
+    /// The name in logs and counters.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::ClientReset => "client_reset",
+            Self::BackendReset => "backend_reset",
+            Self::Idle => "idle_timeout",
+            Self::Forced => "forced",
+            Self::OverLimit => "over_limit",
+            Self::BlockedAddress => "blocked_address",
+            Self::BlockedPrefix => "blocked_prefix",
+            Self::BlockedCountry => "blocked_country",
+            Self::HandshakeTimeout => "handshake_timeout",
+            Self::ClientGone => "client_gone",
+            Self::Hello(error) => error.reason(),
+            Self::NoRoute => "no_route",
+            Self::DialFailed => "dial_failed",
+            Self::DialTimeout => "dial_timeout",
+        }
+    }
+
+    /// Whose fault it was.
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::Closed => Fault::None,
+            Self::ClientReset | Self::Idle | Self::HandshakeTimeout | Self::ClientGone | Self::Hello(_) => {
+                Fault::Client
+            }
+            Self::BackendReset | Self::DialFailed | Self::DialTimeout => Fault::Backend,
+            Self::Forced
+            | Self::OverLimit
+            | Self::BlockedAddress
+            | Self::BlockedPrefix
+            | Self::BlockedCountry
+            | Self::NoRoute => Fault::Policy,
+        }
+    }
+
+    /// Whether bytes were relayed, in contrast to a connection that was refused.
+    pub fn was_relayed(self) -> bool {
+        matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset | Self::Idle | Self::Forced)
+    }
+}
+
+impl From<Ended> for Outcome {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Closed => Self::Closed,
+            Ended::ClientFailed => Self::ClientReset,
+            Ended::BackendFailed => Self::BackendReset,
+            Ended::Idle => Self::Idle,
+        }
+    }
+}
+
+impl Counters {
+    /// Counts the end of a connection.
+    pub fn count(&self, outcome: Outcome, client_bytes: u64, backend_bytes: u64) {
+        let counter = Outcome::ALL.iter().zip(&self.outcomes).find(|(known, _)| **known == outcome);
+        if let Some((_, counter)) = counter {
+            counter.fetch_add(1, Relaxed);
+        }
+        self.client_bytes.fetch_add(client_bytes, Relaxed);
+        self.backend_bytes.fetch_add(backend_bytes, Relaxed);
+    }
+
+    /// Connections by reason; every reason.
+    pub fn outcomes(&self) -> Vec<(&'static str, u64)> {
+        Outcome::ALL.iter().zip(&self.outcomes).map(|(o, n)| (o.reason(), n.load(Relaxed))).collect()
+    }
+
+    /// Bytes of ended connections, from clients and from backends.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.client_bytes.load(Relaxed), self.backend_bytes.load(Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_own_counter_and_name() {
+        let names: BTreeSet<_> = Outcome::ALL.iter().map(|outcome| outcome.reason()).collect();
+        assert_eq!(names.len(), Outcome::ALL.len());
+        let counters = Counters::default();
+        for outcome in Outcome::ALL {
+            counters.count(outcome, 1, 2);
+        }
+        assert!(counters.outcomes().iter().all(|(_, count)| *count == 1));
+        assert_eq!(counters.bytes(), (32, 64));
+    }
+}

@@ -1,0 +1,163 @@
+//! One connection in order (each stage has its deadline and may be the last):
+//!
+//! ```text
+//! accept     worker         socket and PeerAddr; a place under the listener's limit
+//! identify   this file      PeerAddr -> ClientAddr
+//! firewall   firewall       the client's address against the rules; the kernel has dropped what it knew
+//! greet      tls            the ClientHello is read whole, its bytes are kept
+//! route      route          listener and server name -> target
+//! dial       net::dial      the first backend that answers; the ClientHello goes out with the connect
+//! relay      net::relay     every byte, both ways, half-close kept
+//! outcome    conn::record   exactly one: log line and counters
+//! ```
+//!
+//! A connection that is refused is reset, and its client has not got one byte, unless `proxy.refuse = "alert"`.
+
+use std::{cell::Cell, os::fd::OwnedFd, sync::Arc};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{Edge, Outcome, Permit, record::Record};
+use crate::{
+    config::Refuse,
+    desired::{Protocol, Target},
+    firewall::Judgement,
+    net::{
+        addr::{ClientAddr, PeerAddr},
+        dial::{DialError, dial},
+        relay,
+        socket::Socket,
+    },
+    tls::{ClientHelloReader, MAX_WIRE, Progress, UNRECOGNIZED_NAME_ALERT},
+};
+
+/// Takes an accepted connection to its end.
+pub async fn run(edge: Arc<Edge>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
+    let mut client = Socket::new(fd);
+    let mut record = Record::new(edge, permit, ClientAddr::from_peer(peer));
+    let outcome = serve(&mut client, &mut record).await;
+    if outcome != Outcome::Closed {
+        client.reset_on_close();
+    }
+    drop(client);
+    record.finish(outcome);
+}
+
+async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
+    match record.edge().firewall.judge(record.client) {
+        Judgement::Pass => {}
+        Judgement::BlockedAddress => return Outcome::BlockedAddress,
+        Judgement::BlockedPrefix => return Outcome::BlockedPrefix,
+        Judgement::BlockedCountry => return Outcome::BlockedCountry,
+    }
+    let hello = match greet(client, record).await {
+        Ok(hello) => hello,
+        Err(outcome) => return outcome,
+    };
+    let routes = record.permit().listener().routes.load();
+    let Some(target) = routes.lookup(record.server_name.as_ref()).map(|found| Arc::clone(found.target)) else {
+        drop(routes);
+        return refuse_name(client, record).await;
+    };
+    drop(routes);
+    let mut backend = match reach(&target, &hello, record).await {
+        Ok(backend) => backend,
+        Err(outcome) => return outcome,
+    };
+    record.transferred.client = hello.len() as u64;
+    drop(hello);
+    let idle = record.edge().proxy.idle_timeout;
+    let ended = relay::run(client, &mut backend, idle, &mut record.transferred).await;
+    if !ended.is_clean() {
+        backend.reset_on_close();
+    }
+    ended.into()
+}
+
+/// Reads the ClientHello; what was read comes back, and goes to the backend as it is.
+async fn greet(client: &mut Socket, record: &mut Record) -> Result<Vec<u8>, Outcome> {
+    match record.permit().listener().protocol {
+        Protocol::Tls => {}
+        Protocol::Tcp => return Ok(Vec::new()),
+    }
+    let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
+    let mut reader = ClientHelloReader::new();
+    let mut bytes = Vec::new();
+    loop {
+        let read = match receive(client, &mut bytes, deadline).await {
+            Some(read) => read,
+            None => return Err(Outcome::HandshakeTimeout),
+        };
+        match read {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Err(Outcome::ClientGone),
+        }
+        match reader.advance(&bytes) {
+            Progress::Complete(hello) => {
+                record.server_name = hello.server_name;
+                return Ok(bytes);
+            }
+            Progress::Invalid(error) => return Err(Outcome::Hello(error)),
+            Progress::Incomplete => {}
+        }
+    }
+}
+
+/// Most hellos fit; the next sizes are for those that do not.
+const FIRST_READ: usize = 2048;
+
+/// Appends what can be read to `bytes`, which never gets longer than [`MAX_WIRE`] and a read. `None`: the deadline.
+async fn receive(client: &mut Socket, bytes: &mut Vec<u8>, deadline: Instant) -> Option<std::io::Result<usize>> {
+    let known = bytes.len();
+    // The reader refuses a hello before it gets longer than this.
+    let room = known.clamp(FIRST_READ, 16 * 1024).min(MAX_WIRE + FIRST_READ - known.min(MAX_WIRE));
+    bytes.resize(known + room, 0);
+    let free = bytes.get_mut(known..).unwrap_or_default();
+    let result = timeout_at(deadline, client.recv(free)).await.ok();
+    bytes.truncate(known + result.as_ref().and_then(|read| read.as_ref().ok()).copied().unwrap_or(0));
+    result
+}
+
+async fn refuse_name(client: &mut Socket, record: &Record) -> Outcome {
+    let is_tls = record.permit().listener().protocol == Protocol::Tls;
+    if is_tls && record.edge().proxy.refuse == Refuse::Alert {
+        let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
+        // A client that does not take seven bytes gets the reset alone.
+        if let Ok(Ok(())) = timeout_at(deadline, client.send_all(&UNRECOGNIZED_NAME_ALERT)).await
+            && client.shutdown_write().is_ok()
+        {
+            // A reset right behind the alert could overtake it: the client closes first.
+            let mut ignored = [0; 512];
+            while let Ok(Ok(1..)) = timeout_at(deadline, client.recv(&mut ignored)).await {}
+        }
+    }
+    Outcome::NoRoute
+}
+
+/// Tries the backends from a rotating start, so that each gets its share and none is a single point of failure.
+async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Socket, Outcome> {
+    let backends = &target.backends;
+    let start = if backends.len() > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
+    let mut outcome = Outcome::DialFailed;
+    for backend in backends.iter().cycle().skip(start % backends.len().max(1)).take(backends.len()) {
+        let edge = record.edge();
+        match dial(backend, &edge.resolver, hello, edge.proxy.connect_timeout).await {
+            Ok(socket) => {
+                record.backend = Some(backend.clone());
+                return Ok(socket);
+            }
+            Err(error) => {
+                outcome = match &error {
+                    DialError::Timeout(_) => Outcome::DialTimeout,
+                    DialError::Resolve(_) | DialError::Connect(_) => Outcome::DialFailed,
+                };
+                record.warn_dial(backend, &error);
+            }
+        }
+    }
+    Err(outcome)
+}
+
+thread_local! {
+    static ROTATION: Cell<usize> = const { Cell::new(0) };
+}

@@ -1,0 +1,113 @@
+//! The record of a connection: filled in stage by stage, written once.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Edge, Outcome, Permit};
+use crate::{
+    net::{
+        addr::{BackendAddr, ClientAddr},
+        dial::DialError,
+        relay::Transferred,
+    },
+    telemetry::limit::LineLimit,
+    tls::ServerName,
+};
+
+/// More of them say nothing new.
+static DIAL_WARNINGS: LineLimit = LineLimit::per_second(10);
+
+/// What is known of a connection so far. Dropped without [`Self::finish`] it was cut off by the shutdown, and says so.
+#[derive(Debug)]
+pub(super) struct Record {
+    edge: Arc<Edge>,
+    permit: Permit,
+    started_at: Instant,
+    is_finished: bool,
+    pub(super) client: ClientAddr,
+    pub(super) server_name: Option<ServerName>,
+    pub(super) backend: Option<BackendAddr>,
+    pub(super) transferred: Transferred,
+}
+
+impl Record {
+    pub(super) fn new(edge: Arc<Edge>, permit: Permit, client: ClientAddr) -> Self {
+        Self {
+            edge,
+            permit,
+            started_at: Instant::now(),
+            is_finished: false,
+            client,
+            server_name: None,
+            backend: None,
+            transferred: Transferred::default(),
+        }
+    }
+
+    pub(super) fn edge(&self) -> &Edge {
+        &self.edge
+    }
+
+    pub(super) fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    pub(super) fn started_at(&self) -> Instant {
+        self.started_at
+    }
+
+    /// Tells the operator that a backend is down, without a line for each of the clients who want it.
+    pub(super) fn warn_dial(&self, backend: &BackendAddr, error: &DialError) {
+        if let Some(suppressed) = DIAL_WARNINGS.admit(Instant::now()) {
+            tracing::warn!(
+                client = %self.client,
+                listener = %self.permit.listener().addr,
+                sni = self.server_name.as_ref().map(tracing::field::display),
+                %backend,
+                error = %error,
+                suppressed,
+                "dial failed"
+            );
+        }
+    }
+
+    pub(super) fn finish(mut self, outcome: Outcome) {
+        self.write(outcome);
+    }
+
+    /// Under attack refusals come by the hundred thousand: they are counted always, and logged at debug.
+    fn write(&mut self, outcome: Outcome) {
+        self.is_finished = true;
+        let Transferred { client, backend } = self.transferred;
+        self.edge.counters.count(outcome, client, backend);
+        macro_rules! log {
+            ($level:ident, $message:literal) => {
+                tracing::$level!(
+                    client = %self.client,
+                    listener = %self.permit.listener().addr,
+                    sni = self.server_name.as_ref().map(tracing::field::display),
+                    backend = self.backend.as_ref().map(tracing::field::display),
+                    reason = outcome.reason(),
+                    client_bytes = client,
+                    backend_bytes = backend,
+                    duration_ms = self.started_at.elapsed().as_millis() as u64,
+                    $message
+                )
+            };
+        }
+        if outcome.was_relayed() {
+            log!(info, "connection closed");
+        } else {
+            log!(debug, "connection refused");
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.write(Outcome::Forced);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The daemon from start to end: the order in which its parts come up, its signals, and its drain.
+//!
+//! The order matters. Nothing is accepted before the rules are in force, and the service manager hears that the daemon
+//! is ready only when it is:
+//!
+//! ```text
+//! configuration -> log -> database (migrate, seed, load) -> GeoIP -> bind -> kernel plane -> control thread
+//!   -> workers -> admin API -> READY=1 -> signals -> drain -> kernel plane kept or detached
+//! ```
+
+mod notify;
+
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::notify::Notifier;
+use crate::{
+    admin::{self, AdminSocket},
+    config::{self, Config, Grpc, Loaded},
+    conn::{Counters, Edge, Listening},
+    control::{self, Control, Owned},
+    desired::{Desired, Listener},
+    exit::Exit,
+    firewall::{Firewall, GeoIp, RuleSet},
+    net::{
+        listener::{self, Bound},
+        resolve::Resolver,
+    },
+    store::{self, Store},
+    telemetry::{describe, log},
+    worker::{Shutdown, Worker},
+    xdp,
+};
+
+/// Differences between file and database that are listed at start: a database of a million bans is one line.
+const MAX_DIFFERENCES: usize = 50;
+
+/// Why the daemon did not start or did not end well, in words for one line on stderr.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The exit code that goes with it.
+    pub exit: Exit,
+    message: String,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it could not start; everything that had been started is then gone again.
+pub fn run(config_path: &Path) -> Result<(), Failure> {
+    let Loaded { config, warnings } =
+        config::load(config_path, std::env::vars_os()).map_err(|errors| Failure::new(Exit::Config, errors))?;
+    // Lines are written by a thread of their own: a log that nobody reads must not hold up connections.
+    let _log = log::init(config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::because(Exit::Failure, "starting the reactor", &error))?;
+    let running = Running::start(config)?;
+    runtime.block_on(running.serve())
+}
+
+/// Everything that runs, from the moment that connections are accepted.
+struct Running {
+    config: Config,
+    control: Control,
+    control_thread: std::thread::JoinHandle<()>,
+    workers: Vec<Worker>,
+    shutdown: Shutdown,
+    admin: Option<AdminSocket>,
+}
+
+impl Running {
+    fn start(config: Config) -> Result<Self, Failure> {
+        let (store, desired) = open_store(&config)?;
+        let rules: RuleSet = desired.rules.iter().copied().collect();
+        let geoip = open_geoip(&config, &rules)?;
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let bound = bind(&desired.listeners, workers)?;
+        let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
+
+        let ports: BTreeSet<u16> = desired.listeners.iter().map(|l| l.addr.socket().port()).collect();
+        let plane = xdp::open(&config.xdp, ports, &rules).map_err(|error| {
+            let exit = if error.is_privilege() { Exit::NoPermission } else { Exit::Failure };
+            Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", &error)
+        })?;
+
+        let firewall = Firewall::default();
+        firewall.rules.store(Arc::new(rules));
+        firewall.geoip.store(geoip.map(Arc::new));
+        let edge = Arc::new(Edge {
+            firewall,
+            resolver: Resolver::default(),
+            counters: Counters::default(),
+            proxy: config.proxy,
+        });
+        let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
+        let (control, control_thread) = control::start(Owned {
+            store,
+            plane,
+            listeners: desired.listeners,
+            listening: listening.clone(),
+            edge: Arc::clone(&edge),
+            geoip_db: config.geoip_db.clone(),
+        })
+        .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
+
+        let shutdown = Shutdown::default();
+        let workers = start_workers(&edge, &listening, bound, &shutdown)
+            .map_err(|error| Failure::because(Exit::Failure, "starting the workers", &error))?;
+        Ok(Self { config, control, control_thread, workers, shutdown, admin })
+    }
+
+    async fn serve(self) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::because(Exit::Failure, "waiting for signals", &error);
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+
+        let admin_stop = CancellationToken::new();
+        let admin = self.admin.map(|socket| {
+            let serving = admin::serve(socket, self.control.clone(), admin_stop.clone());
+            tokio::task::spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(error = describe(&error), "the admin API has ended");
+                }
+            })
+        });
+        let mut notifier = Notifier::from_env();
+        notifier.ready();
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = self.workers.len(), "mc-proxy is ready");
+
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => reload(&self.control, &mut notifier).await,
+                () = notifier.watch(&self.workers, &self.control_thread) => {}
+            }
+        }
+        tracing::info!(timeout = ?self.config.proxy.shutdown_timeout, "shutting down, draining connections");
+        notifier.stopping(self.config.proxy.shutdown_timeout);
+        drain(self.workers, &self.shutdown, self.config.proxy.shutdown_timeout, &mut terminate, &mut interrupt).await;
+        admin_stop.cancel();
+        if let Some(admin) = admin {
+            drop(admin.await);
+        }
+        let stopped = self.control.stop().await;
+        drop(self.control_thread.join());
+        tracing::info!("mc-proxy has stopped");
+        stopped.map_err(|error| Failure::because(Exit::Failure, "stopping", &error))
+    }
+}
+
+/// Opens the database, seeds it if it is empty, and says where it differs from the file otherwise.
+fn open_store(config: &Config) -> Result<(Store, Desired), Failure> {
+    let failed = |error| Failure::because(Exit::Failure, "database.path", &error);
+    let mut store = Store::open(&config.database).map_err(failed)?;
+    if store.is_empty().map_err(failed)? {
+        store.seed(&config.seed).map_err(failed)?;
+    }
+    let desired = store.load().map_err(failed)?;
+    let differences = store::diff(&config.seed, &desired);
+    for difference in differences.iter().take(MAX_DIFFERENCES) {
+        tracing::warn!(difference, "the file differs from the database, which wins");
+    }
+    if let Some(more) = differences.len().checked_sub(MAX_DIFFERENCES).filter(|more| *more > 0) {
+        tracing::warn!(more, "the file differs from the database in more than is listed here");
+    }
+    if desired.listeners.is_empty() {
+        return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
+    }
+    Ok((store, desired))
+}
+
+fn open_geoip(config: &Config, rules: &RuleSet) -> Result<Option<GeoIp>, Failure> {
+    match &config.geoip_db {
+        Some(path) => GeoIp::open(path)
+            .map(Some)
+            .map_err(|error| Failure::because(Exit::Config, format!("firewall.geoip_db {}", path.display()), &error)),
+        None if rules.has_countries() => {
+            Err(Failure::new(Exit::Config, "firewall: geoip_db is required, because the database blocks a country"))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Sockets for every listener: a vector of `workers` of them each.
+fn bind(listeners: &[Listener], workers: usize) -> Result<Vec<Vec<Bound>>, Failure> {
+    let bind_one = |listener: &Listener| {
+        listener::bind(&listener.addr, workers).map_err(|error| {
+            let port = listener.addr.socket().port();
+            let (exit, remedy) = match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    (Exit::Failure, format!("address already in use; `ss -tlnp | grep ':{port}'` shows by whom"))
+                }
+                io::ErrorKind::PermissionDenied => (
+                    Exit::NoPermission,
+                    format!("ports below 1024 need CAP_NET_BIND_SERVICE ({error}); the unit file grants it"),
+                ),
+                _ => (Exit::Failure, error.to_string()),
+            };
+            Failure::new(exit, format!("listener {}: {remedy}", listener.addr))
+        })
+    };
+    listeners.iter().map(bind_one).collect()
+}
+
+fn bind_admin(grpc: &Grpc) -> Result<AdminSocket, Failure> {
+    AdminSocket::bind(grpc).map_err(|error| Failure::because(Exit::Failure, "the admin API", &error))
+}
+
+/// Gives each worker one socket of every listener.
+fn start_workers(
+    edge: &Arc<Edge>,
+    listening: &[Arc<Listening>],
+    bound: Vec<Vec<Bound>>,
+    shutdown: &Shutdown,
+) -> io::Result<Vec<Worker>> {
+    let mut shares: Vec<Vec<(Arc<Listening>, Bound)>> = Vec::new();
+    for (listening, sockets) in listening.iter().zip(bound) {
+        shares.resize_with(sockets.len().max(shares.len()), Vec::new);
+        for (share, socket) in shares.iter_mut().zip(sockets) {
+            share.push((Arc::clone(listening), socket));
+        }
+    }
+    shares
+        .into_iter()
+        .enumerate()
+        .map(|(index, share)| Worker::start(index, Arc::clone(edge), share, shutdown.clone()))
+        .collect()
+}
+
+async fn reload(control: &Control, notifier: &mut Notifier) {
+    tracing::info!("received SIGHUP, reloading GeoIP database");
+    notifier.reloading();
+    match control.reload_geoip().await {
+        Ok(()) => {}
+        Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old GeoIP database stays"),
+    }
+    notifier.ready();
+}
+
+/// Lets connections end by themselves, for so long; a second signal ends the patience.
+async fn drain(
+    workers: Vec<Worker>,
+    shutdown: &Shutdown,
+    patience: std::time::Duration,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) {
+    shutdown.drain.cancel();
+    let ended = tokio::task::spawn_blocking(move || workers.into_iter().filter_map(|w| w.join().err()).count());
+    tokio::pin!(ended);
+    let forced = tokio::select! {
+        panicked = &mut ended => { report(panicked); return; }
+        () = sleep(patience) => "shutdown timeout exceeded, forcing close",
+        _ = terminate.recv() => "second signal, forcing close",
+        _ = interrupt.recv() => "second signal, forcing close",
+    };
+    tracing::warn!("{forced}");
+    shutdown.force.cancel();
+    report(ended.await);
+}
+
+fn report(panicked: Result<usize, tokio::task::JoinError>) {
+    match panicked {
+        Ok(0) => {}
+        Ok(workers) => tracing::error!(workers, "workers have panicked"),
+        Err(error) => tracing::error!(%error, "the workers could not be waited for"),
+    }
+}
+
+/// Two descriptors a connection, and three more for each that is spliced: the default soft limit of 1,024 is for
+/// programs that use `select(2)`.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit on open files stays at {:?}", limit.current);
+    }
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl ToString) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    fn because(exit: Exit, what: impl std::fmt::Display, cause: &dyn std::error::Error) -> Self {
+        Self { exit, message: format!("{what}: {}", describe(cause)) }
+    }
+}

@@ -1,0 +1,81 @@
+//! What the service manager is told (sd_notify(3)). Without one, nothing.
+
+use std::{
+    thread::JoinHandle,
+    time::{Duration, SystemTime},
+};
+
+use rustix::time::{ClockId, clock_gettime};
+use sd_notify::NotifyState;
+use tokio::time::{Instant, sleep_until};
+
+use crate::worker::{HEARTBEAT, Worker};
+
+/// The connection to the service manager, and the watchdog that it asks for.
+pub(super) struct Notifier {
+    watchdog: Option<Watchdog>,
+}
+
+struct Watchdog {
+    /// Half of what the service manager waits.
+    period: Duration,
+    next: Instant,
+    /// Of each worker, at the last look.
+    beats: Vec<u64>,
+}
+
+impl Notifier {
+    /// `NOTIFY_SOCKET` and `WATCHDOG_USEC`, as systemd sets them.
+    pub(super) fn from_env() -> Self {
+        let watchdog = sd_notify::watchdog_enabled().map(|patience| {
+            // A worker has to have had the time for a beat.
+            let period = (patience / 2).max(HEARTBEAT * 2);
+            Watchdog { period, next: Instant::now() + period, beats: Vec::new() }
+        });
+        Self { watchdog }
+    }
+
+    pub(super) fn ready(&mut self) {
+        notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    }
+
+    pub(super) fn reloading(&mut self) {
+        let now = clock_gettime(ClockId::Monotonic);
+        let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1000;
+        notify(&[NotifyState::Reloading, NotifyState::MonotonicUsec(micros)]);
+    }
+
+    /// Says goodbye, and how long it may take.
+    pub(super) fn stopping(&mut self, drain: Duration) {
+        let margin = Duration::from_secs(10);
+        let micros = u32::try_from((drain + margin).as_micros()).unwrap_or(u32::MAX);
+        notify(&[
+            NotifyState::Stopping,
+            NotifyState::Status("draining connections"),
+            NotifyState::ExtendTimeoutUsec(micros),
+        ]);
+        self.watchdog = None;
+    }
+
+    /// Feeds the watchdog as long as every worker gets round to its tasks and the control thread is there. Returns after
+    /// each look; without a watchdog never.
+    pub(super) async fn watch(&mut self, workers: &[Worker], control: &JoinHandle<()>) {
+        let Some(watchdog) = &mut self.watchdog else { return std::future::pending().await };
+        sleep_until(watchdog.next).await;
+        watchdog.next = Instant::now() + watchdog.period;
+        let beats: Vec<u64> = workers.iter().map(Worker::beats).collect();
+        let stuck = beats.iter().zip(&watchdog.beats).filter(|(now, before)| now == before).count();
+        watchdog.beats = beats;
+        if stuck == 0 && !control.is_finished() {
+            notify(&[NotifyState::Watchdog]);
+        } else {
+            tracing::error!(stuck, control = !control.is_finished(), at = ?SystemTime::now(), "the watchdog is not fed");
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager could not be notified");
+    }
+}

@@ -1,0 +1,165 @@
+//! The threads that connections live on: one a core, each with its own reactor and its own sockets.
+//!
+//! A connection stays on the worker that accepted it, so nothing on its path is handed from core to core. The kernel
+//! spreads new connections over the workers by hash: a few long-lived heavy ones may share a core while another idles.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    conn::{self, Edge, Listening, Outcome},
+    net::{
+        addr::PeerAddr,
+        listener::{Bound, Listener},
+        socket::Socket,
+    },
+};
+
+/// Threads for look-ups of backend names, for each worker. [`crate::net::resolve`] asks once for each name at a time.
+const RESOLVER_THREADS: usize = 4;
+
+/// After the descriptors have run out, connections wait this long in the kernel's queue.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often a worker that runs says so.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    thread: JoinHandle<()>,
+    beats: Arc<AtomicU64>,
+}
+
+/// How workers are told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Accept no more, and end when the last connection has.
+    pub drain: CancellationToken,
+    /// Cut the connections that are left.
+    pub force: CancellationToken,
+}
+
+impl Worker {
+    /// Starts a worker with its share of every listener.
+    ///
+    /// # Errors
+    /// When the system has no thread or reactor to give.
+    pub fn start(
+        index: usize,
+        edge: Arc<Edge>,
+        listeners: Vec<(Arc<Listening>, Bound)>,
+        shutdown: Shutdown,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(RESOLVER_THREADS)
+            .thread_name("resolver")
+            .build()?;
+        let listeners = {
+            let _entered = runtime.enter();
+            listeners
+                .into_iter()
+                .map(|(listening, bound)| Ok((listening, bound.into_listener()?)))
+                .collect::<io::Result<Vec<_>>>()?
+        };
+        let beats = Arc::new(AtomicU64::new(0));
+        let beat = Arc::clone(&beats);
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            runtime.block_on(run(edge, listeners, shutdown, beat));
+            // Connections that are left are dropped with their tasks, a look-up that hangs is not waited for.
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { thread, beats })
+    }
+
+    /// Grows by one each [`HEARTBEAT`] while the worker gets round to its tasks.
+    pub fn beats(&self) -> u64 {
+        self.beats.load(Relaxed)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it panicked.
+    pub fn join(self) -> std::thread::Result<()> {
+        self.thread.join()
+    }
+}
+
+async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdown: Shutdown, beats: Arc<AtomicU64>) {
+    let connections = TaskTracker::new();
+    for (listening, listener) in listeners {
+        let acceptor = Acceptor { edge: Arc::clone(&edge), listening, listener, connections: connections.clone() };
+        connections.spawn(acceptor.run(shutdown.drain.clone()));
+    }
+    connections.close();
+    let beat = async {
+        let mut ticks = interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            beats.fetch_add(1, Relaxed);
+        }
+    };
+    tokio::select! {
+        () = connections.wait() => {}
+        () = shutdown.force.cancelled() => {}
+        () = beat => {}
+    }
+}
+
+struct Acceptor {
+    edge: Arc<Edge>,
+    listening: Arc<Listening>,
+    listener: Listener,
+    connections: TaskTracker,
+}
+
+impl Acceptor {
+    async fn run(self, drain: CancellationToken) {
+        let mut drained = std::pin::pin!(drain.cancelled());
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut drained => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((fd, peer)) => self.serve(fd, peer),
+                Err(error) => {
+                    tracing::warn!(listener = %self.listening.addr, %error, "a connection could not be accepted");
+                    if Listener::is_exhausted(&error) {
+                        sleep(EXHAUSTED_PAUSE).await;
+                    }
+                }
+            }
+        }
+        // Connections that the kernel has already made are ours; closing the socket would reset them.
+        while let Ok(Some((fd, peer))) = self.listener.try_accept() {
+            self.serve(fd, peer);
+        }
+    }
+
+    fn serve(&self, fd: std::os::fd::OwnedFd, peer: PeerAddr) {
+        match self.listening.admit() {
+            Some(permit) => {
+                self.connections.spawn(conn::run(Arc::clone(&self.edge), permit, fd, peer));
+            }
+            None => {
+                Socket::new(fd).reset();
+                self.edge.counters.count(Outcome::OverLimit, 0, 0);
+            }
+        }
+    }
+}
