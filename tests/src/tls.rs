@@ -118,7 +118,7 @@ impl Client {
         writeln!(self.stream.get_mut(), "{line}").context("sending a line")?;
         let mut answer = String::new();
         self.stream.read_line(&mut answer).context("reading the echo")?;
-        ensure!(answer.trim_end() == line, "the echo of {line:?} is {answer:?}");
+        ensure!(answer.strip_suffix('\n') == Some(line), "the echo of {line:?} is {answer:?}");
         Ok(())
     }
 
