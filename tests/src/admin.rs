@@ -1,0 +1,131 @@
+//! The admin API from the outside, for threads that wait for each answer.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use mc_proxy_proto::v1::{
+    AddFirewallRuleRequest, AddRouteRequest, FirewallAction, FirewallRule, FirewallRuleType, GetFirewallRulesRequest,
+    GetStatusRequest, GetStatusResponse, ListRoutesRequest, ListRoutesResponse, RemoveFirewallRuleRequest,
+    RemoveRouteRequest, Route, SetListenerMaxConnectionsRequest, proxy_admin_service_client::ProxyAdminServiceClient,
+};
+use tokio::runtime::{Builder, Runtime};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+/// A connection to the admin socket.
+#[derive(Debug)]
+pub struct Admin {
+    runtime: Runtime,
+    channel: Channel,
+}
+
+impl Admin {
+    /// Connects to the Unix socket at `path`.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()))?.timeout(Duration::from_secs(20));
+        let channel = runtime
+            .block_on(endpoint.connect())
+            .with_context(|| format!("connecting to the admin socket {}", path.display()))?;
+        Ok(Self { runtime, channel })
+    }
+
+    /// Makes any call with a client on this connection.
+    pub fn call<T>(
+        &self,
+        call: impl AsyncFnOnce(ProxyAdminServiceClient<Channel>) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, Status> {
+        let client = ProxyAdminServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
+        self.runtime.block_on(call(client)).map(tonic::Response::into_inner)
+    }
+
+    /// Makes calls of another service on this connection.
+    pub fn with_channel<T>(&self, calls: impl AsyncFnOnce(Channel) -> T) -> T {
+        self.runtime.block_on(calls(self.channel.clone()))
+    }
+
+    /// `GetStatus`.
+    pub fn status(&self) -> Result<GetStatusResponse, Status> {
+        self.call(async |mut client| client.get_status(GetStatusRequest {}).await)
+    }
+
+    /// Packets that the kernel plane has dropped.
+    pub fn kernel_drops(&self) -> Result<u64, Status> {
+        Ok(self.status()?.kernel.unwrap_or_default().dropped_packets)
+    }
+
+    /// Connections that all listeners have accepted since the start.
+    pub fn accepted(&self) -> Result<u64, Status> {
+        Ok(self.status()?.listeners.iter().map(|listener| listener.accepted_total).sum())
+    }
+
+    /// Blocks an address or a prefix.
+    pub fn block(&self, source: &str) -> Result<(), Status> {
+        self.add_rule(rule(source, FirewallAction::Block))
+    }
+
+    /// Lets an address or a prefix in whatever blocks it.
+    pub fn allow(&self, source: &str) -> Result<(), Status> {
+        self.add_rule(rule(source, FirewallAction::Allow))
+    }
+
+    /// Takes a block back.
+    pub fn unblock(&self, source: &str) -> Result<(), Status> {
+        self.remove_rule(rule(source, FirewallAction::Block))
+    }
+
+    /// `AddFirewallRule`.
+    pub fn add_rule(&self, rule: FirewallRule) -> Result<(), Status> {
+        let request = AddFirewallRuleRequest { rule: Some(rule) };
+        self.call(async |mut client| client.add_firewall_rule(request).await).map(drop)
+    }
+
+    /// `RemoveFirewallRule`.
+    pub fn remove_rule(&self, rule: FirewallRule) -> Result<(), Status> {
+        let request = RemoveFirewallRuleRequest { rule: Some(rule) };
+        self.call(async |mut client| client.remove_firewall_rule(request).await).map(drop)
+    }
+
+    /// `GetFirewallRules`.
+    pub fn rules(&self) -> Result<Vec<FirewallRule>, Status> {
+        self.call(async |mut client| client.get_firewall_rules(GetFirewallRulesRequest {}).await)
+            .map(|response| response.rules)
+    }
+
+    /// `ListRoutes`.
+    pub fn routes(&self, listener: &str) -> Result<ListRoutesResponse, Status> {
+        let request = ListRoutesRequest { listener_addr: listener.to_owned() };
+        self.call(async |mut client| client.list_routes(request).await)
+    }
+
+    /// `AddRoute` with a passthrough route.
+    pub fn add_route(&self, listener: &str, hostname: &str, backend: &str) -> Result<(), Status> {
+        let route = Route { hostname: hostname.to_owned(), backend: backend.to_owned(), ..Route::default() };
+        let request = AddRouteRequest { listener_addr: listener.to_owned(), route: Some(route) };
+        self.call(async |mut client| client.add_route(request).await).map(drop)
+    }
+
+    /// `RemoveRoute`.
+    pub fn remove_route(&self, listener: &str, hostname: &str) -> Result<(), Status> {
+        let request = RemoveRouteRequest { listener_addr: listener.to_owned(), hostname: hostname.to_owned() };
+        self.call(async |mut client| client.remove_route(request).await).map(drop)
+    }
+
+    /// `SetListenerMaxConnections`.
+    pub fn set_max_connections(&self, listener: &str, max: i64) -> Result<(), Status> {
+        let request = SetListenerMaxConnectionsRequest { listener_addr: listener.to_owned(), max_connections: max };
+        self.call(async |mut client| client.set_listener_max_connections(request).await).map(drop)
+    }
+}
+
+/// A rule about an address, a prefix (with a slash) or a country (two letters).
+pub fn rule(value: &str, action: FirewallAction) -> FirewallRule {
+    let kind = match value {
+        _ if value.contains('/') => FirewallRuleType::Cidr,
+        _ if value.len() == 2 => FirewallRuleType::Country,
+        _ => FirewallRuleType::Ip,
+    };
+    FirewallRule { r#type: kind.into(), value: value.to_owned(), action: action.into() }
+}

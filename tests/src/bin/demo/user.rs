@@ -1,0 +1,109 @@
+//! What can be shown without rights: the user plane, on loopback.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use mc_proxy_tests::{
+    backend::Backend,
+    client::{End, ask_from},
+    config::{listener, loopback},
+    daemon::{Daemon, Installation},
+    hello::Hello,
+    tls::Authority,
+};
+
+use crate::{
+    report::{Figures, Report, watch},
+    visits::visit,
+};
+
+struct Site {
+    edge: Installation,
+    _backends: [Backend; 2],
+    authority: Authority,
+    proxy: SocketAddr,
+    attacker: IpAddr,
+}
+
+pub(crate) fn show(report: &mut Report, reason: &str) -> Result<()> {
+    report.say(&format!(
+        "NOT SHOWN: {reason}.\n\
+         Not shown are therefore: drops in the kernel, a block that outlives SIGKILL, adoption.\n\
+         Shown is what the user plane does, on loopback. Run as root to see the rest."
+    ));
+    let site = report.must("two TLS backends and the configuration", build)?;
+    let daemon = report.must("the daemon starts", |figures| {
+        let daemon = site.edge.start()?;
+        figures.add(format!("ready after {:.0} ms", daemon.ready_after().as_secs_f64() * 1e3));
+        Ok(daemon)
+    })?;
+    report.must("the name in the ClientHello decides who answers", |figures| route(&site, figures))?;
+    report.must("one command blocks a source, in user space", |figures| block(&site, figures))?;
+    let daemon = report.must("SIGKILL: what was acknowledged is not lost", |figures| kill(&site, daemon, figures))?;
+    report.must("the rule is removed, and the traffic returns", |figures| {
+        let source = site.attacker.to_string();
+        site.edge.ctl(&["firewall", "remove", &source])?;
+        figures.add(format!("$ mcproxyctl firewall remove {source}"));
+        ensure!(is_served(&site)?, "still refused");
+        Ok(())
+    })?;
+    report.must("SIGTERM: a clean end", |_| daemon.stop())
+}
+
+fn build(figures: &mut Figures) -> Result<Site> {
+    let authority = Authority::new()?;
+    let shop = authority.backend("shop", &["shop.example.com"])?;
+    let tenants = authority.backend("tenants", &["*.tenants.example.com"])?;
+    let proxy = loopback();
+    let routes = [("shop.example.com", shop.addr()), ("*.tenants.example.com", tenants.addr())];
+    let edge = Installation::new(&listener(proxy, &routes, None))?;
+    watch(edge.directory());
+    figures.add(format!("the proxy listens on {proxy}"));
+    Ok(Site { edge, _backends: [shop, tenants], authority, proxy, attacker: loopback().ip() })
+}
+
+fn route(site: &Site, figures: &mut Figures) -> Result<()> {
+    for route in [("shop.example.com", "shop"), ("a.tenants.example.com", "tenants")] {
+        let visits = visit(None, &site.authority, site.proxy, route, Duration::from_secs(1))?;
+        figures.add(format!("{:<22} -> {:<8} {visits}", route.0, route.1));
+    }
+    Ok(())
+}
+
+fn block(site: &Site, figures: &mut Figures) -> Result<()> {
+    ensure!(is_served(site)?, "{} is refused before the block", site.attacker);
+    let source = site.attacker.to_string();
+    let begin = Instant::now();
+    site.edge.ctl(&["firewall", "add", &source])?;
+    figures.add(format!("$ mcproxyctl firewall add {source}     ({:.0} ms)", begin.elapsed().as_secs_f64() * 1e3));
+    for _ in 0..100 {
+        ensure!(!is_served(site)?, "served after the block");
+    }
+    figures.add("100 connections of it: 100 resets, not one byte");
+    let visits = visit(None, &site.authority, site.proxy, ("shop.example.com", "shop"), Duration::from_secs(1))?;
+    figures.add(format!("others: {visits}"));
+    Ok(())
+}
+
+fn kill(site: &Site, daemon: Daemon, figures: &mut Figures) -> Result<Daemon> {
+    figures.add(format!("$ kill -9 {}", daemon.pid()));
+    daemon.kill()?;
+    let daemon = site.edge.start()?;
+    figures.add(format!("ready again after {:.0} ms", daemon.ready_after().as_secs_f64() * 1e3));
+    ensure!(!is_served(site)?, "the rule is lost");
+    figures.quote("mcproxyctl firewall list", &site.edge.ctl(&["firewall", "list"])?);
+    Ok(daemon)
+}
+
+/// Whether a connection of the attacker gets as far as a backend.
+fn is_served(site: &Site) -> Result<bool> {
+    let end = ask_from(site.attacker, site.proxy, &Hello::to("shop.example.com").bytes())?;
+    Ok(match end {
+        End::Reset(bytes) => !bytes.is_empty(),
+        // The backend answers half a handshake with an alert.
+        End::Closed(bytes) | End::Silent(bytes) => !bytes.is_empty(),
+    })
+}

@@ -1,0 +1,121 @@
+//! `cargo xtask ci`: everything that has to hold before a change lands, with the time that each step takes.
+
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    fs::{FsWord, statfs},
+    mount::{MountFlags, mount},
+    process::geteuid,
+};
+
+use crate::{
+    cargo::{cargo, succeed},
+    test,
+};
+
+const BPFFS: &str = "/sys/fs/bpf";
+const BPFFS_MAGIC: FsWord = 0xcafe_4a11;
+
+/// How strict.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Skips tests that need more rights or another kernel, instead of failing.
+    #[arg(long)]
+    without_kernel: bool,
+}
+
+/// A step: its name, and what it does.
+type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
+
+/// Runs all steps; the first that fails ends it.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let steps: [Step<'_>; 7] = [
+        ("format", Box::new(|| succeed(&mut cargo(&["fmt", "--all", "--check"])))),
+        ("lints", Box::new(lints)),
+        ("dependencies", Box::new(dependencies)),
+        ("documents", Box::new(documents)),
+        ("kernel program", Box::new(kernel_program)),
+        ("BPF file system", Box::new(mount_bpffs)),
+        ("tests", Box::new(|| test::run(&test::Args { require_kernel: !args.without_kernel, cargo_args: Vec::new() }))),
+    ];
+    let mut times = Vec::new();
+    for (name, step) in steps {
+        println!("\n==> {name}");
+        let start = Instant::now();
+        let result = step();
+        times.push((name, start.elapsed()));
+        if let Err(error) = result {
+            summary(&times);
+            return Err(error.context(name));
+        }
+    }
+    summary(&times);
+    println!("\nall good");
+    Ok(())
+}
+
+fn summary(times: &[(&str, Duration)]) {
+    println!();
+    for (name, time) in times {
+        println!("{:>8.1} s  {name}", time.as_secs_f64());
+    }
+}
+
+fn lints() -> Result<()> {
+    succeed(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))
+}
+
+fn documents() -> Result<()> {
+    succeed(cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+/// The committed object is what its sources give. Without its toolchain, and without the means to install it, hashes
+/// are compared instead of bytes; `MC_PROXY_REQUIRE_EBPF_TOOLCHAIN=1` turns that into a failure.
+fn kernel_program() -> Result<()> {
+    let xtask = |args: &[&str]| succeed(cargo(&["run", "--quiet", "--package", "xtask", "--"]).args(args));
+    if let Err(error) = xtask(&["setup"]) {
+        println!("SKIPPED: the object may not be rebuilt: {error:#}");
+    }
+    xtask(&["build-ebpf", "--check"])
+}
+
+/// The rules of `deny.toml`. Advisories need a database from the network and are left to `cargo deny check advisories`.
+fn dependencies() -> Result<()> {
+    let is_there = || {
+        let version = cargo(&["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        version.is_ok_and(|status| status.success())
+    };
+    if !is_there() {
+        println!("cargo-deny is not installed; installing it");
+        if let Err(error) = succeed(&mut cargo(&["install", "cargo-deny", "--locked", "--quiet"])) {
+            println!("SKIPPED: the rules of deny.toml are not checked: {error:#}");
+            return Ok(());
+        }
+    }
+    succeed(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+}
+
+/// The daemon's default place for pins; containers come without it.
+fn mount_bpffs() -> Result<()> {
+    if !geteuid().is_root() {
+        println!("SKIPPED: only root can mount it");
+        return Ok(());
+    }
+    let path = Path::new(BPFFS);
+    if !path.is_dir() {
+        bail!("{BPFFS} does not exist: this kernel has no BPF file system");
+    }
+    let kind = statfs(path).with_context(|| format!("looking at {BPFFS}"))?.f_type;
+    if kind == BPFFS_MAGIC {
+        println!("{BPFFS} is mounted");
+        return Ok(());
+    }
+    println!("mounting {BPFFS}");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", path, "bpf", flags, None).with_context(|| format!("mounting bpf on {BPFFS}"))
+}
