@@ -100,6 +100,13 @@ pub(crate) enum Command {
 type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
 impl Control {
+    /// A handle whose commands a test answers.
+    #[cfg(test)]
+    pub(crate) fn answered_by_test() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(16);
+        (Self { commands }, receiver)
+    }
+
     /// Routes of a listener.
     ///
     /// # Errors

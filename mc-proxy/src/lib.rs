@@ -2,12 +2,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod check;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod ctl;
 pub mod desired;
+pub mod exit;
 pub mod firewall;
 pub mod net;
 pub mod route;
 pub mod store;
+pub mod telemetry;
 pub mod tls;
 pub mod xdp;

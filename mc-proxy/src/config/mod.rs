@@ -1,8 +1,98 @@
 //! The configuration after validation: nothing here can fail for configuration reasons any more.
+//!
+//! [`load`] goes in two steps: `file` is what was typed, key by key with its position; `lower` makes a [`Config`] of it
+//! and says everything that is wrong, at once. Reading stops early only where TOML itself does.
 
-use std::{path::PathBuf, time::Duration};
+mod diagnostic;
+mod duration;
+mod file;
+mod lower;
+mod unavailable;
 
+#[cfg(test)]
+mod tests;
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use toml::de::DeTable;
+
+pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
+use self::{
+    diagnostic::{At, Report},
+    file::Reader,
+};
 use crate::desired::Desired;
+
+/// A list of a million addresses takes a third of this.
+const FILE_MAX_BYTES: u64 = 64 << 20;
+
+/// A valid configuration, and what its author should know about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the daemon runs with.
+    pub config: Config,
+    /// Settings without effect and the like, in the order of the file.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Reads, overrides and validates the file at `path`. `env` is the environment, such as [`std::env::vars_os`]:
+/// `MCPROXY_<SECTION>_<KEY>` takes the place of a key of a plain section, lists separated by commas; other variables are
+/// ignored.
+///
+/// # Errors
+/// All errors that the file and the environment have.
+pub fn load<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    path: &Path,
+    env: impl IntoIterator<Item = (K, V)>,
+) -> Result<Loaded, ConfigErrors> {
+    let file = path.display().to_string();
+    match read(path) {
+        Ok(text) => parse(&text, &file, env),
+        Err(error) => {
+            let text = format!("the configuration cannot be read: {error}; name a readable file with -c");
+            Err(ConfigErrors(vec![Diagnostic { place: Place::File { file }, text }]))
+        }
+    }
+}
+
+/// [`load`] without a file system: `file` is only the name that diagnostics carry.
+///
+/// # Errors
+/// All errors that the text and the environment have.
+pub fn parse<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    text: &str,
+    file: &str,
+    env: impl IntoIterator<Item = (K, V)>,
+) -> Result<Loaded, ConfigErrors> {
+    let mut report = Report::new(file, text);
+    let overrides = lower::overrides(env, &mut report);
+    let document = match DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            let at = error.span().map_or(At::File, |span| At::Offset(span.start));
+            report.error(&at, format!("not TOML: {}", error.message()));
+            return Err(report.finish().expect_err("an error was reported"));
+        }
+    };
+    let root = Reader { report: &mut report, overrides: &overrides }.root(document);
+    let config = lower::lower(root, &mut report);
+    report.finish().map(|warnings| Loaded { config, warnings })
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let length = File::open(path)?.take(FILE_MAX_BYTES + 1).read_to_string(&mut text)?;
+    if length as u64 > FILE_MAX_BYTES {
+        return Err(io::Error::other("it is larger than 64 MiB"));
+    }
+    Ok(text)
+}
 
 /// What the daemon runs with.
 #[derive(Clone, Debug)]
@@ -36,6 +126,18 @@ pub struct Proxy {
     pub shutdown_timeout: Duration,
     /// How bytes are moved.
     pub splice: Splice,
+    /// What a client gets whose server name no route has.
+    pub refuse: Refuse,
+}
+
+/// `proxy.refuse`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Refuse {
+    /// A TCP reset, like every other refusal.
+    #[default]
+    Reset,
+    /// The TLS alert `unrecognized_name`, if the client spoke TLS.
+    Alert,
 }
 
 /// `proxy.splice`.

@@ -1,3 +1,8 @@
 //! Sockets: addresses by role, listeners, dialling and the byte relay.
 
 pub mod addr;
+pub mod dial;
+pub mod listener;
+pub mod relay;
+pub mod resolve;
+pub mod socket;

@@ -1,5 +1,7 @@
 //! Routes: which backend a server name belongs to.
 
 mod pattern;
+mod table;
 
 pub use pattern::{Pattern, PatternError};
+pub use table::{MatchedRule, RouteMatch, RouteTable};

@@ -49,3 +49,47 @@ impl fmt::Display for Pattern {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn canonical_text() {
+        for (text, canonical) in [
+            ("app.example.com", "app.example.com"),
+            ("App.Example.COM.", "app.example.com"),
+            ("*.example.com", "*.example.com"),
+            ("*.Example.com.", "*.example.com"),
+            ("*.com", "*.com"),
+            ("_a.example", "_a.example"),
+        ] {
+            let pattern = text.parse::<Pattern>().unwrap();
+            assert_eq!(pattern.to_string(), canonical, "{text}");
+            assert_eq!(canonical.parse::<Pattern>().unwrap(), pattern, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_star_is_the_whole_first_label() {
+        for text in ["*", "*example.com", "*a.example.com", "a.*.example.com", "*.*.example.com", "a.*", "**.a"] {
+            assert_eq!(text.parse::<Pattern>(), Err(PatternError::Wildcard), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_star_is_a_name() {
+        for (text, error) in [
+            ("", ServerNameError::Empty),
+            ("*.", ServerNameError::Empty),
+            ("*..", ServerNameError::Empty),
+            ("*..com", ServerNameError::NotDns),
+            ("*.192.0.2.1", ServerNameError::IpLiteral),
+            ("192.0.2.1", ServerNameError::IpLiteral),
+            ("*.a\0", ServerNameError::Nul),
+            ("a b", ServerNameError::NotDns),
+        ] {
+            assert_eq!(text.parse::<Pattern>(), Err(PatternError::Name(error)), "{text:?}");
+        }
+    }
+}

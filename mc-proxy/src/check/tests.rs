@@ -1,0 +1,97 @@
+use std::{fs, net::TcpListener};
+
+use super::*;
+use crate::desired::{Route, Target};
+
+const NO_ENV: [(&str, &str); 0] = [];
+
+fn check(text: &str) -> Checklist {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f.toml");
+    fs::write(&path, text.replace("DIR", dir.path().to_str().unwrap())).unwrap();
+    run(&path, NO_ENV)
+}
+
+fn find<'l>(list: &'l Checklist, part: &str) -> &'l Finding {
+    list.findings.iter().find(|finding| finding.text.contains(part)).unwrap_or_else(|| panic!("{part} not in\n{list}"))
+}
+
+#[test]
+fn every_error_of_the_file_is_a_line() {
+    let list = check("[log]\nlevel = \"loud\"\n");
+    assert!(!list.is_ok());
+    assert_eq!(list.findings.len(), 2, "{list}");
+    assert!(list.to_string().lines().all(|line| line.starts_with("[!] ")), "{list}");
+}
+
+#[test]
+fn a_host_that_has_what_is_needed() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let list = check(&format!(
+        "[database]\npath = \"DIR/a.db\"\n[grpc]\naddr = \"DIR/a.sock\"\n[[listeners]]\naddr = \"127.0.0.1:{port}\"\n\
+         [listeners.default]\nbackends = [\"localhost:1\", \"127.0.0.1:2\"]"
+    ));
+    assert!(list.is_ok(), "{list}");
+    for part in ["a.db: does not exist yet", "can be bound", "a.sock: can be made", "xdp: off", "localhost:1 resolves"]
+    {
+        assert_eq!(find(&list, part).grade, Grade::Good, "{list}");
+    }
+}
+
+#[test]
+fn what_is_missing_has_its_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let list = check(&format!(
+        "[database]\npath = \"DIR/absent/a.db\"\n[firewall]\ngeoip_db = \"DIR/absent.mmdb\"\n\
+         [xdp]\ninterfaces = [\"absent0\"]\n\
+         [[listeners]]\naddr = \"127.0.0.1:{port}\"\n[[listeners]]\naddr = \"192.0.2.77:8443\"\n\
+         [listeners.default]\nbackend = \"unix:DIR/absent.sock\""
+    ));
+    assert!(!list.is_ok(), "{list}");
+    for (part, grade) in [
+        ("its directory cannot be written to", Grade::Bad),
+        ("absent.mmdb", Grade::Bad),
+        ("in use, perhaps by a running mc-proxy", Grade::Warning),
+        ("not an address of this host", Grade::Bad),
+        ("interface absent0", Grade::Warning),
+        ("absent.sock", Grade::Warning),
+    ] {
+        let finding = find(&list, part);
+        assert_eq!(finding.grade, grade, "{list}");
+        assert!(finding.text.contains(';'), "no remedy in {finding}");
+    }
+}
+
+#[test]
+fn a_required_plane_that_is_missing_is_bad() {
+    let list = check("[database]\npath = \"DIR/a.db\"\n[xdp]\ninterfaces = [\"absent0\"]\nrequired = true\n");
+    assert_eq!(find(&list, "interface absent0").grade, Grade::Bad);
+    assert!(!list.is_ok());
+}
+
+#[test]
+fn a_resolver_that_hangs_is_not_waited_for() {
+    let mut listener = Listener::new(":1".parse().unwrap());
+    for i in 0..50 {
+        let target = Target::passthrough(format!("host{i}:1").parse().unwrap());
+        listener.routes.push(Route { hostname: format!("h{i}").parse().unwrap(), target });
+    }
+    let (hang, hung) = mpsc::channel::<()>();
+    let hung = Mutex::new(hung);
+    let mut list = Checklist::default();
+    let begin = Instant::now();
+    backends(&mut list, &[listener], Duration::from_millis(200), move |host, _| match host {
+        "host1" => Ok(2),
+        "host2" => Err("no such host".to_owned()),
+        // Until the test ends.
+        _ => hung.lock().map_err(|e| e.to_string())?.recv().map(|()| 0).map_err(|e| e.to_string()),
+    });
+    drop(hang);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert_eq!(list.findings.len(), 50);
+    assert_eq!(find(&list, "host1:1").text, "backend host1:1 resolves to 2 addresses");
+    assert!(find(&list, "host2:1").text.contains("does not resolve: no such host; "));
+    assert!(find(&list, "host3:1").text.contains("did not resolve within"));
+    assert!(list.is_ok());
+}

@@ -1,0 +1,520 @@
+//! From what was typed to what is valid. Pure: nothing but the text of the configuration is looked at; the rest of the
+//! host is for `mc-proxy check`.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ffi::OsStr,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{
+    Config, Grpc, Log, LogFormat, OnExit, Proxy, Scope, Splice, Xdp, XdpMode,
+    diagnostic::{At, Report, did_you_mean},
+    file::{self, Given, Kind, Override},
+};
+use crate::{
+    desired::{Desired, L7Policy, Listener, Mode, Protocol, Route, Target},
+    firewall::{Action, Rule, RuleError, Subject},
+    net::addr::{BackendAddr, ListenAddr},
+    route::Pattern,
+};
+
+/// Every variable with this prefix is meant for the configuration.
+const PREFIX: &str = "MCPROXY_";
+
+/// The longest path of a Unix socket: `sun_path` without its NUL.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Finds the overrides among the variables of the environment, by path of the key.
+pub(super) fn overrides<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    env: impl IntoIterator<Item = (K, V)>,
+    report: &mut Report<'_>,
+) -> BTreeMap<String, Override> {
+    let mut found = BTreeMap::new();
+    let mut known = None;
+    for (name, value) in env {
+        let name = name.as_ref().to_string_lossy();
+        if !name.starts_with(PREFIX) {
+            continue;
+        }
+        let known = known.get_or_insert_with(variables);
+        let at = At::Variable(name.to_string());
+        match (known.get(name.as_ref()), value.as_ref().to_str()) {
+            (Some(path), Some(value)) => {
+                found.insert(path.clone(), Override { name: name.into_owned(), value: value.to_owned() });
+            }
+            (Some(path), None) => report.error(&at, format!("{path}: the value is not UTF-8; correct or unset it")),
+            (None, _) => {
+                let hint = did_you_mean(&name, known.keys().map(String::as_str));
+                report.error(&at, format!("stands for no key of the configuration; correct or unset it{hint}"));
+            }
+        }
+    }
+    found
+}
+
+/// Path of the key by name of its variable: the keys of plain sections.
+pub(super) fn variables() -> BTreeMap<String, String> {
+    let paths = file::key_paths();
+    let is_value = |kind: &Kind| match kind {
+        Kind::Value => true,
+        Kind::Table(_) | Kind::Tables(_) => false,
+    };
+    paths
+        .into_iter()
+        .filter(|(path, kind)| is_value(kind) && !path.starts_with("listeners."))
+        .map(|(path, _)| (format!("{PREFIX}{}", path.replace('.', "_").to_uppercase()), path))
+        .collect()
+}
+
+/// Checks everything; what comes back is meaningful when the report has no errors.
+pub(super) fn lower(root: file::Root, report: &mut Report<'_>) -> Config {
+    let mut lower = Lower { report };
+    let (database, database_at) = section(root.database);
+    let database = match database.path {
+        Some(path) if !path.value.is_empty() => lower.path(path, "database.path"),
+        given => {
+            let at = given.map_or(database_at, |given| given.at);
+            lower
+                .report
+                .error(&at, "database.path is required; write path = \"/srv/mc-proxy/mc-proxy.db\" in [database]");
+            None
+        }
+    };
+    let (rules, geoip_db) = lower.firewall(section(root.firewall).0);
+    let seed = Desired { listeners: lower.listeners(root.listeners), rules };
+    lower.metrics(section(root.metrics).0);
+    Config {
+        database: database.unwrap_or_default(),
+        seed,
+        geoip_db,
+        proxy: lower.proxy(section(root.proxy).0),
+        xdp: lower.xdp(section(root.xdp).0),
+        grpc: lower.grpc(section(root.grpc).0),
+        log: lower.log(section(root.log).0),
+    }
+}
+
+struct Lower<'a, 'r> {
+    report: &'r mut Report<'a>,
+}
+
+impl Lower<'_, '_> {
+    fn listeners(&mut self, given: Option<Given<Vec<Given<file::Listener>>>>) -> Vec<Listener> {
+        let mut seen = HashMap::<SocketAddr, At>::new();
+        let mut listeners = Vec::new();
+        for given in given.map(|given| given.value).unwrap_or_default() {
+            let Some(addr) = self.required(given.value.addr.clone(), &given.at, "listeners.addr", "addr = \":443\"")
+            else {
+                self.listener(given, None);
+                continue;
+            };
+            let parsed = self.parse::<ListenAddr>(&addr, "listeners.addr");
+            let sockets = parsed.as_ref().map(bound_sockets).unwrap_or_default();
+            if let Some(first) = sockets.iter().find_map(|socket| seen.get(socket)) {
+                let first = self.report.refer(first);
+                let text = format!(
+                    "listeners.addr: \"{}\" binds the same socket as the listener at {first}; remove one of the two",
+                    addr.value
+                );
+                self.report.error(&addr.at, text);
+            }
+            for socket in sockets {
+                seen.entry(socket).or_insert_with(|| addr.at.clone());
+            }
+            listeners.extend(self.listener(given, parsed));
+        }
+        listeners
+    }
+
+    /// Without an address for its errors only.
+    fn listener(&mut self, given: Given<file::Listener>, addr: Option<ListenAddr>) -> Option<Listener> {
+        let file::Listener { protocol, max_connections, proxy_trusted, default, routes, .. } = given.value;
+        let protocol_at = protocol.as_ref().map(|protocol| protocol.at.clone());
+        let words = [("tls", Protocol::Tls), ("tcp", Protocol::Tcp)];
+        let protocol = self.word(protocol, "listeners.protocol", &words);
+        let max_connections = self.not_negative(max_connections, "listeners.max_connections");
+        for cidr in proxy_trusted.map(|given| given.value).unwrap_or_default() {
+            self.subject(&cidr, "listeners.proxy_trusted", Subject::cidr);
+        }
+        let has_default = default.is_some();
+        let default = default.and_then(|default| {
+            if let Some(hostname) = &default.value.hostname {
+                let text = "listeners.default.hostname: a default route has no hostname; remove it, or write \
+                            [[listeners.routes]]";
+                self.report.error(&hostname.at, text);
+            }
+            self.target(default, "listeners.default")
+        });
+        let routes = routes.map(|given| given.value).unwrap_or_default();
+        if let Some(at) = protocol_at.filter(|_| protocol == Protocol::Tcp) {
+            if let Some(first) = routes.first() {
+                let text = "listeners.routes: with protocol = \"tcp\" no server name is read; write \
+                            [listeners.default] instead";
+                self.report.error(&first.at, text);
+            } else if !has_default {
+                let text = "listeners.default is required with protocol = \"tcp\"; write [listeners.default] with a \
+                            backend";
+                self.report.error(&at, text);
+            }
+        }
+        let routes = self.routes(routes);
+        addr.map(|addr| Listener { addr, protocol, max_connections, default, routes })
+    }
+
+    fn routes(&mut self, given: Vec<Given<file::Route>>) -> Vec<Route> {
+        let mut seen = HashMap::<Pattern, At>::new();
+        let mut routes = Vec::new();
+        for mut route in given {
+            let key = "listeners.routes.hostname";
+            let example = "hostname = \"app.example.com\"";
+            let hostname = self.required(route.value.hostname.take(), &route.at, key, example);
+            let pattern = hostname.and_then(|hostname| {
+                let pattern = hostname.value.parse::<Pattern>().map_err(|error| {
+                    let remedy = "write \"app.example.com\" or \"*.example.com\"";
+                    self.report.error(&hostname.at, format!("{key}: {:?}: {error}; {remedy}", hostname.value));
+                });
+                let pattern = pattern.ok()?;
+                if let Some(first) = seen.get(&pattern) {
+                    let first = self.report.refer(first);
+                    let text = format!("{key}: \"{pattern}\" has a route at {first} already; remove one of the two");
+                    self.report.error(&hostname.at, text);
+                    return None;
+                }
+                seen.insert(pattern.clone(), hostname.at);
+                Some(pattern)
+            });
+            let target = self.target(route, "listeners.routes");
+            routes.extend(pattern.zip(target).map(|(hostname, target)| Route { hostname, target }));
+        }
+        routes
+    }
+
+    fn target(&mut self, given: Given<file::Route>, path: &str) -> Option<Target> {
+        let Given { value: route, at } = given;
+        let mode = self.word(route.mode.clone(), &format!("{path}.mode"), &[("l4", Mode::L4), ("l7", Mode::L7)]);
+        let protocols = [("auto", ()), ("http1", ()), ("h2", ())];
+        self.word(route.backend_protocol.clone(), &format!("{path}.backend_protocol"), &protocols);
+        self.path_or_none(route.backend_ca.clone(), &format!("{path}.backend_ca"));
+        if mode == Mode::L4 {
+            self.warn_of_l7_keys(&route, path);
+        }
+        let l7_policies = self.policies(route.l7_policies, path);
+        let tls_cert = self.path_or_none(route.tls_cert, &format!("{path}.tls_cert"));
+        let tls_key = self.path_or_none(route.tls_key, &format!("{path}.tls_key"));
+        let backends = self.backends(route.backend, route.backends, &at, path);
+        Some(Target {
+            backends: backends?,
+            mode,
+            tls_cert,
+            tls_key,
+            backend_tls: is_set(&route.backend_tls),
+            send_proxy_protocol: is_set(&route.send_proxy_protocol),
+            l7_policies,
+        })
+    }
+
+    /// `backend_tls` is not among them: deploy agents send it with every route.
+    fn warn_of_l7_keys(&mut self, route: &file::Route, path: &str) {
+        let origin = |given: &Option<Given<String>>| given.as_ref().map(|given| given.at.clone());
+        let given = [
+            ("tls_cert", origin(&route.tls_cert)),
+            ("tls_key", origin(&route.tls_key)),
+            ("backend_ca", origin(&route.backend_ca)),
+            ("backend_server_name", origin(&route.backend_server_name)),
+            ("backend_insecure", route.backend_insecure.as_ref().filter(|v| v.value).map(|given| given.at.clone())),
+            ("l7_policies", route.l7_policies.as_ref().filter(|v| !v.value.is_empty()).map(|given| given.at.clone())),
+        ];
+        for (key, at) in given {
+            if let Some(at) = at {
+                self.report.warn(&at, format!("{path}.{key} has no effect on a route with mode \"l4\"; remove it"));
+            }
+        }
+    }
+
+    fn backends(
+        &mut self,
+        backend: Option<Given<String>>,
+        backends: Option<Given<Vec<Given<String>>>>,
+        at: &At,
+        path: &str,
+    ) -> Option<Vec<BackendAddr>> {
+        let (given, key) = match (backend, backends) {
+            (Some(backend), None) => (vec![backend], "backend"),
+            (None, Some(backends)) if !backends.value.is_empty() => (backends.value, "backends"),
+            (Some(_), Some(backends)) => {
+                let text = format!("{path}.backends stands beside {path}.backend; write all of them in backends");
+                self.report.error(&backends.at, text);
+                return None;
+            }
+            (None, given) => {
+                let at = given.as_ref().map_or(at, |given| &given.at);
+                let text = format!("{path}.backend is required; write backend = \"127.0.0.1:8443\"");
+                self.report.error(at, text);
+                return None;
+            }
+        };
+        let key = format!("{path}.{key}");
+        let parsed = given.iter().map(|given| self.parse::<BackendAddr>(given, &key)).collect::<Vec<_>>();
+        parsed.into_iter().collect()
+    }
+
+    fn policies(&mut self, given: Option<Given<Vec<Given<file::Policy>>>>, path: &str) -> Vec<L7Policy> {
+        let mut policies = Vec::new();
+        for Given { value: policy, at } in given.map(|given| given.value).unwrap_or_default() {
+            let key = format!("{path}.l7_policies.type");
+            let kind = self
+                .required(policy.kind, &at, &key, "type = \"block_user_agent\" or \"require_header\"")
+                .and_then(|kind| self.parse(&kind, &key));
+            let key = format!("{path}.l7_policies.value");
+            let value = self.required(policy.value, &at, &key, "value = \"…\"");
+            policies.extend(kind.zip(value).map(|(kind, value)| L7Policy { kind, value: value.value }));
+        }
+        policies
+    }
+
+    fn firewall(&mut self, firewall: file::Firewall) -> (Vec<Rule>, Option<PathBuf>) {
+        self.not_negative(firewall.rate_limit, "firewall.rate_limit");
+        self.deadline(firewall.rate_window, "firewall.rate_window", Duration::from_secs(10));
+        let geoip_db = self.path_or_none(firewall.geoip_db, "firewall.geoip_db");
+        if let Some(countries) = firewall.blocked_countries.as_ref().filter(|list| !list.value.is_empty())
+            && geoip_db.is_none()
+        {
+            let text = "firewall: geoip_db is required by blocked_countries; write geoip_db = \
+                        \"/srv/mc-proxy/GeoLite2-Country.mmdb\"";
+            self.report.error(&countries.at, text);
+        }
+        type Parse = fn(&str) -> Result<Subject, RuleError>;
+        let lists: [(_, _, _, Parse); 4] = [
+            (firewall.blocked_ips, "firewall.blocked_ips", Action::Block, Subject::ip),
+            (firewall.blocked_cidrs, "firewall.blocked_cidrs", Action::Block, Subject::cidr),
+            (firewall.blocked_countries, "firewall.blocked_countries", Action::Block, Subject::country),
+            (firewall.allowed_cidrs, "firewall.allowed_cidrs", Action::Allow, Subject::cidr),
+        ];
+        let mut rules = Vec::new();
+        let mut seen = HashSet::new();
+        for (list, key, action, parse) in lists {
+            for given in list.map(|list| list.value).unwrap_or_default() {
+                let Some(subject) = self.subject(&given, key, parse) else { continue };
+                match Rule::new(action, subject) {
+                    Ok(rule) if seen.insert(rule) => rules.push(rule),
+                    Ok(_) => self.report.warn(&given.at, format!("{key}: \"{subject}\" is listed twice; remove one")),
+                    Err(error) => self.report.error(&given.at, format!("{key}: {error}")),
+                }
+            }
+        }
+        (rules, geoip_db)
+    }
+
+    fn proxy(&mut self, proxy: file::Proxy) -> Proxy {
+        Proxy {
+            connect_timeout: self.deadline(proxy.connect_timeout, "proxy.connect_timeout", Duration::from_secs(5)),
+            handshake_timeout: self.deadline(
+                proxy.handshake_timeout,
+                "proxy.handshake_timeout",
+                Duration::from_secs(5),
+            ),
+            idle_timeout: self.deadline(proxy.idle_timeout, "proxy.idle_timeout", Duration::from_secs(300)),
+            shutdown_timeout: proxy.shutdown_timeout.map_or(Duration::from_secs(30), |given| given.value),
+            splice: self.word(
+                proxy.splice,
+                "proxy.splice",
+                &[("auto", Splice::Auto), ("userspace", Splice::Userspace)],
+            ),
+        }
+    }
+
+    fn xdp(&mut self, xdp: file::Xdp) -> Xdp {
+        let modes = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
+        let mut interfaces = Vec::<String>::new();
+        for given in xdp.interfaces.map(|given| given.value).unwrap_or_default() {
+            let name = given.value;
+            if !is_interface_name(&name) {
+                let text = format!("xdp.interfaces: {name:?} is not an interface name; write one that `ip link` shows");
+                self.report.error(&given.at, text);
+            } else if interfaces.contains(&name) {
+                self.report.error(&given.at, format!("xdp.interfaces: \"{name}\" is listed twice; remove one"));
+            } else {
+                interfaces.push(name);
+            }
+        }
+        if let Some(required) = xdp.required.as_ref().filter(|required| required.value && interfaces.is_empty()) {
+            let text = "xdp.required = true with no xdp.interfaces; write interfaces = [\"eth0\"] or required = false";
+            self.report.error(&required.at, text);
+        }
+        let pin_path_at = xdp.pin_path.as_ref().map(|given| given.at.clone()).unwrap_or_default();
+        let pin_path = xdp.pin_path.and_then(|given| self.path(given, "xdp.pin_path"));
+        let pin_path = pin_path.unwrap_or_else(|| "/sys/fs/bpf/mc-proxy".into());
+        if !pin_path.is_absolute() {
+            let text = format!("xdp.pin_path: {pin_path:?} is not absolute; write \"/sys/fs/bpf/mc-proxy\"");
+            self.report.error(&pin_path_at, text);
+        }
+        Xdp {
+            interfaces,
+            mode: self.word(xdp.mode, "xdp.mode", &modes),
+            required: is_set(&xdp.required),
+            scope: self.word(xdp.scope, "xdp.scope", &[("listeners", Scope::Listeners), ("host", Scope::Host)]),
+            on_exit: self.word(xdp.on_exit, "xdp.on_exit", &[("keep", OnExit::Keep), ("detach", OnExit::Detach)]),
+            pin_path,
+        }
+    }
+
+    fn grpc(&mut self, grpc: file::Grpc) -> Option<Grpc> {
+        let mode = grpc.socket_mode.map_or(0o660, |given| self.socket_mode(&given));
+        for (given, key) in
+            [(grpc.tls_cert, "grpc.tls_cert"), (grpc.tls_key, "grpc.tls_key"), (grpc.client_ca, "grpc.client_ca")]
+        {
+            if let Some(given) = given.filter(|given| !given.value.is_empty()) {
+                let text = format!("{key} has no effect on a Unix socket, which socket_mode guards; remove it");
+                self.report.warn(&given.at, text);
+            }
+        }
+        let group = grpc.socket_group.filter(|group| !group.value.is_empty()).map(|group| group.value);
+        let addr = grpc.addr.filter(|addr| !addr.value.is_empty())?;
+        let path = addr.value.strip_prefix("unix:").unwrap_or(&addr.value);
+        if !path.starts_with('/') || path.contains('\0') || path.len() > SOCKET_PATH_MAX {
+            let text = format!(
+                "grpc.addr: {:?} is not an absolute path of at most {SOCKET_PATH_MAX} bytes; write \
+                 \"unix:/srv/mc-proxy/mc-proxy.sock\"",
+                addr.value
+            );
+            self.report.error(&addr.at, text);
+        }
+        Some(Grpc { path: path.into(), mode, group })
+    }
+
+    fn socket_mode(&mut self, given: &Given<String>) -> u32 {
+        let text = given.value.as_str();
+        let is_octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| is_octal && *mode <= 0o777).unwrap_or_else(|| {
+            let text = format!("grpc.socket_mode: {text:?} is not a file mode up to \"0777\"; write \"0660\"");
+            self.report.error(&given.at, text);
+            0o660
+        });
+        if mode & 0o002 != 0 {
+            let text = format!("grpc.socket_mode: \"{text}\" lets every user of this host change routes and rules");
+            self.report.warn(&given.at, text);
+        }
+        mode
+    }
+
+    fn metrics(&mut self, metrics: file::Metrics) {
+        if let Some(path) = metrics.path.filter(|path| !path.value.starts_with('/')) {
+            let text = format!("metrics.path must start with \"/\": {:?}; write \"/metrics\"", path.value);
+            self.report.error(&path.at, text);
+        }
+    }
+
+    fn log(&mut self, log: file::Log) -> Log {
+        use tracing::Level;
+        let levels = [
+            ("info", Level::INFO),
+            ("trace", Level::TRACE),
+            ("debug", Level::DEBUG),
+            ("warn", Level::WARN),
+            ("error", Level::ERROR),
+        ];
+        Log {
+            level: self.word(log.level, "log.level", &levels),
+            format: self.word(log.format, "log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
+        }
+    }
+
+    /// One of `words`; the first when nothing, or nothing valid, is given.
+    fn word<T: Copy>(&mut self, given: Option<Given<String>>, key: &str, words: &[(&str, T)]) -> T {
+        let default = words[0].1;
+        let Some(given) = given else { return default };
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == given.value) {
+            return *value;
+        }
+        let names = words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+        let hint = did_you_mean(&given.value, words.iter().map(|(word, _)| *word));
+        self.report.error(&given.at, format!("{key}: {:?} is not one of {names}{hint}", given.value));
+        default
+    }
+
+    fn required(&mut self, given: Option<Given<String>>, at: &At, key: &str, example: &str) -> Option<Given<String>> {
+        let at = given.as_ref().map_or(at, |given| &given.at).clone();
+        let given = given.filter(|given| !given.value.is_empty());
+        if given.is_none() {
+            self.report.error(&at, format!("{key} is required; write {example}"));
+        }
+        given
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, given: &Given<String>, key: &str) -> Option<T> {
+        given.value.parse().map_err(|error| self.report.error(&given.at, format!("{key}: {error}"))).ok()
+    }
+
+    fn subject(
+        &mut self,
+        given: &Given<String>,
+        key: &str,
+        parse: impl Fn(&str) -> Result<Subject, RuleError>,
+    ) -> Option<Subject> {
+        parse(&given.value).map_err(|error| self.report.error(&given.at, format!("{key}: {error}"))).ok()
+    }
+
+    fn not_negative(&mut self, given: Option<Given<i64>>, key: &str) -> u64 {
+        let Some(given) = given else { return 0 };
+        u64::try_from(given.value).unwrap_or_else(|_| {
+            let text = format!("{key} must not be negative: {}; write 0 for no limit", given.value);
+            self.report.error(&given.at, text);
+            0
+        })
+    }
+
+    /// Nothing waits for ever, so zero is refused rather than taken for that.
+    fn deadline(&mut self, given: Option<Given<Duration>>, key: &str, default: Duration) -> Duration {
+        let Some(given) = given else { return default };
+        if given.value.is_zero() {
+            self.report.error(&given.at, format!("{key} must be above 0; write \"{}s\"", default.as_secs()));
+        }
+        given.value
+    }
+
+    /// An empty text switches off what it names.
+    fn path_or_none(&mut self, given: Option<Given<String>>, key: &str) -> Option<PathBuf> {
+        self.path(given.filter(|given| !given.value.is_empty())?, key)
+    }
+
+    fn path(&mut self, given: Given<String>, key: &str) -> Option<PathBuf> {
+        if given.value.contains('\0') {
+            self.report.error(&given.at, format!("{key}: {:?} contains a NUL; write a path", given.value));
+            return None;
+        }
+        Some(given.value.into())
+    }
+}
+
+/// A section with its origin; an absent one has nothing but defaults.
+fn section<T: Default>(given: Option<Given<T>>) -> (T, At) {
+    let Given { value, at } = given.unwrap_or_default();
+    (value, at)
+}
+
+fn is_set(given: &Option<Given<bool>>) -> bool {
+    given.as_ref().is_some_and(|given| given.value)
+}
+
+/// What no two listeners can both have: the dual-stack `:443` is `[::]:443` and `0.0.0.0:443`.
+fn bound_sockets(addr: &ListenAddr) -> Vec<SocketAddr> {
+    let socket = addr.socket();
+    let mut sockets = vec![SocketAddr::new(socket.ip().to_canonical(), socket.port())];
+    if addr.is_dual_stack() {
+        sockets.push(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), socket.port()));
+    }
+    sockets
+}
+
+/// As the kernel's `dev_valid_name`.
+fn is_interface_name(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace())
+}

@@ -1,0 +1,45 @@
+//! Settings that the configuration already has and this version cannot honour. To switch one on is an error, so that
+//! nobody believes to be protected by what is not there. Whoever builds a feature deletes its line.
+
+/// A setting of a later version.
+struct Unavailable {
+    /// Path of the key; what is said of `listeners.routes` holds for `listeners.default` too.
+    key: &'static str,
+    /// Whether a value, as text without quotes, switches the feature on.
+    is_on: fn(&str) -> bool,
+    /// What to do instead.
+    remedy: &'static str,
+}
+
+const UNAVAILABLE: &[Unavailable] = &[
+    Unavailable { key: "listeners.proxy_protocol", is_on: is_true, remedy: "remove it" },
+    Unavailable { key: "listeners.protocol", is_on: |v| v == "http-redirect", remedy: "remove the listener" },
+    Unavailable { key: "listeners.routes.mode", is_on: |v| v == "l7", remedy: "remove it or write \"l4\"" },
+    Unavailable { key: "listeners.routes.send_proxy_protocol", is_on: is_true, remedy: "remove it" },
+    Unavailable { key: "listeners.routes.transparent", is_on: is_true, remedy: "remove it" },
+    Unavailable { key: "firewall.rate_limit", is_on: is_positive, remedy: "remove it or write 0" },
+    Unavailable { key: "proxy.splice", is_on: |v| v == "sockmap", remedy: "remove it or write \"auto\"" },
+    Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
+    Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
+    Unavailable { key: "log.format", is_on: |v| v == "journald", remedy: "remove it or write \"text\"" },
+];
+
+/// The remedy when `value` of `key` needs a feature of a later version.
+pub(super) fn remedy(key: &str, value: &str) -> Option<&'static str> {
+    let key = key.replacen("listeners.default.", "listeners.routes.", 1);
+    UNAVAILABLE.iter().find(|entry| entry.key == key && (entry.is_on)(value)).map(|entry| entry.remedy)
+}
+
+fn is_true(value: &str) -> bool {
+    value == "true"
+}
+
+fn is_positive(value: &str) -> bool {
+    value.parse::<i64>().is_ok_and(|value| value > 0)
+}
+
+/// `host:port`, with anything for a host.
+fn is_tcp(value: &str) -> bool {
+    let port = value.rsplit_once(':').map(|(_, port)| port).unwrap_or_default();
+    !value.starts_with("unix:") && !value.starts_with('/') && port.parse::<u16>().is_ok()
+}

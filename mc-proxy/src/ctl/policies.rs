@@ -1,0 +1,92 @@
+//! `mcproxyctl policies`.
+
+use clap::Subcommand;
+use mc_proxy_proto::v1;
+use serde_json::{Value, json};
+
+use super::{
+    CtlError,
+    client::{Client, answer},
+    json,
+    output::{Output, table},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Policies of a route, in the order of evaluation.
+    List(Place),
+    /// Appends a policy to a route; it acts once the route terminates TLS (mode l7).
+    Add(Policy),
+    /// Removes a policy from a route.
+    Remove(Policy),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// As in the configuration, such as `:443`.
+    listener: String,
+    /// Of the route, as listed.
+    hostname: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Policy {
+    #[command(flatten)]
+    place: Place,
+    /// What is looked at.
+    #[arg(value_parser = ["block_user_agent", "require_header"])]
+    r#type: String,
+    /// Part of the user agent, or the name of the header.
+    value: String,
+}
+
+pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
+    match command {
+        Command::List(place) => list(place, client, out).await,
+        Command::Add(policy) => {
+            let (Place { listener: listener_addr, hostname }, policy) = split(policy);
+            let request = v1::AddL7PolicyRequest {
+                listener_addr: listener_addr.clone(),
+                hostname: hostname.clone(),
+                policy: Some(policy.clone()),
+            };
+            answer(client.admin.add_l7_policy(request)).await?;
+            changed("added", &listener_addr, &hostname, &policy, out)
+        }
+        Command::Remove(policy) => {
+            let (Place { listener: listener_addr, hostname }, policy) = split(policy);
+            let request = v1::RemoveL7PolicyRequest {
+                listener_addr: listener_addr.clone(),
+                hostname: hostname.clone(),
+                policy: Some(policy.clone()),
+            };
+            answer(client.admin.remove_l7_policy(request)).await?;
+            changed("removed", &listener_addr, &hostname, &policy, out)
+        }
+    }
+}
+
+async fn list(place: Place, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let request = v1::ListL7PoliciesRequest { listener_addr: place.listener, hostname: place.hostname };
+    let policies = answer(client.admin.list_l7_policies(request)).await?.policies;
+    out.answer(
+        || json!({"policies": policies.iter().map(json::policy).collect::<Value>()}),
+        || table(["TYPE", "VALUE"], policies.iter().map(|p| [p.r#type.clone(), p.value.clone()])),
+    )
+}
+
+fn split(policy: Policy) -> (Place, v1::L7Policy) {
+    (policy.place, v1::L7Policy { r#type: policy.r#type, value: policy.value })
+}
+
+fn changed(
+    what: &str,
+    listener: &str,
+    hostname: &str,
+    policy: &v1::L7Policy,
+    out: &mut Output<'_>,
+) -> Result<(), CtlError> {
+    out.say(format_args!("{listener} {hostname}: policy {} \"{}\" {what}", policy.r#type, policy.value));
+    let object = || json!({"listener_addr": listener, "hostname": hostname, "policy": json::policy(policy)});
+    out.answer(object, String::new)
+}

@@ -1,0 +1,123 @@
+//! `mcproxyctl routes`.
+
+use clap::Subcommand;
+use mc_proxy_proto::v1;
+use serde_json::{Value, json};
+
+use super::{
+    CtlError,
+    client::{Client, answer},
+    json,
+    output::{Output, table},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Routes of one listener, or of all.
+    List {
+        /// As in the configuration, such as `:443`.
+        listener: Option<String>,
+    },
+    /// Adds a route, or replaces the one with the same hostname.
+    Add(Route),
+    /// Removes routes.
+    Remove {
+        /// As in the configuration, such as `:443`.
+        listener: String,
+        /// Of the routes, as listed.
+        #[arg(required = true)]
+        hostnames: Vec<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Route {
+    /// As in the configuration, such as `:443`.
+    listener: String,
+    /// A name, or `*.example.com`.
+    hostname: String,
+    /// `host:port`, `[v6]:port` or `unix:/path`; several are tried in order.
+    #[arg(required = true)]
+    backends: Vec<String>,
+    /// `l4` passes TLS through.
+    #[arg(long, default_value = "l4")]
+    mode: String,
+    /// PEM chain.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// PEM key.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// TLS towards the backend.
+    #[arg(long)]
+    backend_tls: bool,
+    /// A PROXY v2 header towards the backend.
+    #[arg(long)]
+    send_proxy_protocol: bool,
+}
+
+pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
+    match command {
+        Command::List { listener } => list(listener, client, out).await,
+        Command::Add(route) => add(route, client, out).await,
+        Command::Remove { listener, hostnames } => {
+            for (done, hostname) in hostnames.iter().enumerate() {
+                let request = v1::RemoveRouteRequest { listener_addr: listener.clone(), hostname: hostname.clone() };
+                let removed = answer(client.admin.remove_route(request)).await;
+                removed.map_err(|error| error.at(hostname, done, hostnames.len()))?;
+                out.say(format_args!("{listener}: route {hostname} removed"));
+            }
+            out.answer(|| json!({"listener_addr": listener, "hostnames": hostnames}), String::new)
+        }
+    }
+}
+
+async fn list(listener: Option<String>, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let listeners = match listener {
+        Some(listener) => vec![listener],
+        None => {
+            let status = answer(client.admin.get_status(v1::GetStatusRequest {})).await?;
+            status.listeners.into_iter().map(|listener| listener.addr).collect()
+        }
+    };
+    let mut all = Vec::with_capacity(listeners.len());
+    for listener_addr in listeners {
+        all.push(answer(client.admin.list_routes(v1::ListRoutesRequest { listener_addr })).await?);
+    }
+    let rows = all.iter().flat_map(|of| {
+        let default = of.default_route.iter().map(|route| row(&of.listener_addr, "(default)", route));
+        of.routes.iter().map(|route| row(&of.listener_addr, &route.hostname, route)).chain(default)
+    });
+    out.answer(
+        || json!({"listeners": all.iter().map(json::routes).collect::<Value>()}),
+        || table(["LISTENER", "HOSTNAME", "MODE", "BACKENDS"], rows),
+    )
+}
+
+async fn add(route: Route, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let mut backends = route.backends.into_iter();
+    let message = v1::Route {
+        hostname: route.hostname,
+        backend: backends.next().unwrap_or_default(),
+        backends: backends.collect(),
+        mode: route.mode,
+        tls_cert: route.tls_cert.unwrap_or_default(),
+        tls_key: route.tls_key.unwrap_or_default(),
+        backend_tls: route.backend_tls,
+        send_proxy_protocol: route.send_proxy_protocol,
+        l7_policies: Vec::new(),
+    };
+    let request = v1::AddRouteRequest { listener_addr: route.listener.clone(), route: Some(message.clone()) };
+    answer(client.admin.add_route(request)).await?;
+    out.say(format_args!("{}: route {} -> {}", route.listener, message.hostname, backends_of(&message)));
+    out.answer(|| json!({"listener_addr": route.listener, "route": json::route(&message)}), String::new)
+}
+
+fn row(listener: &str, hostname: &str, route: &v1::Route) -> [String; 4] {
+    [listener.to_owned(), hostname.to_owned(), route.mode.clone(), backends_of(route)]
+}
+
+fn backends_of(route: &v1::Route) -> String {
+    let backends = std::iter::once(route.backend.as_str()).chain(route.backends.iter().map(String::as_str));
+    backends.collect::<Vec<_>>().join(", ")
+}

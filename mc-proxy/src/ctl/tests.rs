@@ -1,0 +1,212 @@
+//! Whole commands against a served API.
+
+use super::*;
+use crate::admin::tests::Served;
+
+struct Ran {
+    data: String,
+    talk: String,
+    result: Result<(), CtlError>,
+}
+
+async fn run_on(socket: &Path, line: &[&str]) -> Ran {
+    let socket = socket.to_str().unwrap();
+    let args = Args::try_parse_from(["mcproxyctl", "--socket", socket].iter().chain(line)).unwrap();
+    let (mut data, mut talk) = (Vec::new(), Vec::new());
+    let result = execute(args, &mut data, &mut talk).await;
+    Ran { data: String::from_utf8(data).unwrap(), talk: String::from_utf8(talk).unwrap(), result }
+}
+
+/// A command that has to succeed: its stdout and stderr.
+async fn ok(served: &Served, line: &[&str]) -> (String, String) {
+    let ran = run_on(&served.path, line).await;
+    assert!(ran.result.is_ok(), "{line:?}: {:?}", ran.result);
+    (ran.data, ran.talk)
+}
+
+async fn json(served: &Served, line: &[&str]) -> serde_json::Value {
+    let line = line.iter().copied().chain(["--json"]).collect::<Vec<_>>();
+    let (data, talk) = ok(served, &line).await;
+    assert_eq!(talk, "");
+    serde_json::from_str(&data).unwrap()
+}
+
+async fn refused(served: &Served, line: &[&str]) -> (String, Exit) {
+    let ran = run_on(&served.path, line).await;
+    assert_eq!(ran.data, "");
+    let error = ran.result.unwrap_err();
+    (error.to_string(), error.exit())
+}
+
+#[tokio::test]
+async fn firewall() {
+    let served = Served::start();
+    let add = ["firewall", "add", "203.0.113.50", "198.51.100.0/24", "ru"];
+    assert_eq!(
+        ok(&served, &add).await,
+        (String::new(), "blocked 203.0.113.50\nblocked 198.51.100.0/24\nblocked RU\n".to_owned())
+    );
+    ok(&served, &["firewall", "add", "--allow", "2001:db8::/32"]).await;
+    let (table, _) = ok(&served, &["firewall", "list"]).await;
+    assert_eq!(
+        table,
+        "ACTION  TYPE     VALUE\nblock   cidr     198.51.100.0/24\nblock   ip       203.0.113.50\n\
+         block   country  RU\nallow   cidr     2001:db8::/32\n"
+    );
+    let removed = json(&served, &["firewall", "remove", "RU"]).await;
+    let ru = serde_json::json!({
+        "type": "FIREWALL_RULE_TYPE_COUNTRY", "value": "RU", "action": "FIREWALL_ACTION_BLOCK",
+    });
+    assert_eq!(removed, serde_json::json!({"rules": [ru]}));
+    assert_eq!(json(&served, &["firewall", "list"]).await["rules"].as_array().unwrap().len(), 3);
+
+    assert_eq!(
+        refused(&served, &["firewall", "remove", "RU"]).await,
+        ("there is no such rule".to_owned(), Exit::Failure)
+    );
+    assert_eq!(
+        refused(&served, &["firewall", "remove", "203.0.113.50", "RU", "198.51.100.0/24"]).await,
+        ("RU: there is no such rule (1 of 3 done before)".to_owned(), Exit::Failure)
+    );
+    let (text, exit) = refused(&served, &["firewall", "add", "--allow", "RU"]).await;
+    assert_eq!(
+        (text.as_str(), exit),
+        ("rule.action: a country cannot be allowed; allow its prefixes instead", Exit::Failure)
+    );
+}
+
+#[tokio::test]
+async fn routes() {
+    let served = Served::start();
+    let add = ["routes", "add", ":443", "app.example.com", "127.0.0.1:8443", "[2001:db8::1]:443", "--backend-tls"];
+    let (_, talk) = ok(&served, &add).await;
+    assert_eq!(talk, ":443: route app.example.com -> 127.0.0.1:8443, [2001:db8::1]:443\n");
+    let (table, _) = ok(&served, &["routes", "list"]).await;
+    assert_eq!(
+        table,
+        "LISTENER  HOSTNAME         MODE  BACKENDS\n\
+         :443      app.example.com  l4    127.0.0.1:8443, [2001:db8::1]:443\n\
+         :443      (default)        l4    unix:/run/default.sock\n"
+    );
+    let listed = json(&served, &["routes", "list", ":443"]).await;
+    let listener = &listed["listeners"][0];
+    assert_eq!(listener["listener_addr"], ":443");
+    assert_eq!(listener["routes"][0]["hostname"], "app.example.com");
+    assert_eq!(listener["routes"][0]["backends"], serde_json::json!(["[2001:db8::1]:443"]));
+    assert_eq!(listener["routes"][0]["backend_tls"], true);
+    assert_eq!(listener["default_route"]["backend"], "unix:/run/default.sock");
+
+    ok(&served, &["routes", "remove", ":443", "app.example.com"]).await;
+    let (text, exit) = refused(&served, &["routes", "list", ":444"]).await;
+    assert_eq!((text.as_str(), exit), ("there is no listener \":444\"", Exit::Failure));
+    let (text, exit) = refused(&served, &["routes", "add", ":443", "a.b", "a:1", "--mode", "l7"]).await;
+    assert_eq!(exit, Exit::Failure);
+    assert!(text.starts_with("route.mode: \"l7\" is not available"), "{text}");
+}
+
+#[tokio::test]
+async fn policies() {
+    let served = Served::start();
+    ok(&served, &["routes", "add", ":443", "a.b", "a:1"]).await;
+    ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot"]).await;
+    let (table, _) = ok(&served, &["policies", "list", ":443", "a.b"]).await;
+    assert_eq!(table, "TYPE              VALUE\nblock_user_agent  bad\\u{1b}[2Jbot\n");
+    let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
+    assert_eq!(listed["policies"][0]["value"], "bad\u{1b}[2Jbot");
+    ok(&served, &["policies", "remove", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot"]).await;
+    assert_eq!(ok(&served, &["policies", "list", ":443", "a.b"]).await, (String::new(), String::new()));
+}
+
+#[tokio::test]
+async fn listeners() {
+    let served = Served::start();
+    let set = json(&served, &["listeners", "set-max-connections", ":443", "1000"]).await;
+    assert_eq!(set, serde_json::json!({"listener_addr": ":443", "max_connections": 1000}));
+    let (table, _) = ok(&served, &["listeners", "list"]).await;
+    assert_eq!(table, "LISTENER  ROUTES  ACTIVE  MAX   ACCEPTED\n:443      0       12      1000  40\n");
+    assert_eq!(json(&served, &["listeners", "list"]).await["listeners"][0]["accepted_total"], 40);
+}
+
+#[tokio::test]
+async fn status_and_health() {
+    let served = Served::start();
+    let (text, _) = ok(&served, &["status"]).await;
+    assert_eq!(
+        text,
+        format!(
+            "mc-proxy v{}\nuptime: 4h32m10s\nconnections: 12\n:443 routes=0 active=12\n\
+             kernel: on rules=3 dropped_packets=8 dropped_bytes=480\neth0 xdp=native program=57\n",
+            env!("CARGO_PKG_VERSION")
+        )
+    );
+    let status = json(&served, &["status"]).await;
+    assert_eq!(status["started_at"], "1970-01-01T00:00:00Z");
+    assert_eq!((&status["uptime_seconds"], &status["total_connections"]), (&16_330.into(), &12.into()));
+    assert_eq!(status["kernel"]["interfaces"][0]["mode"], "native");
+    assert_eq!(status["kernel"]["counters"][0]["packets"], 8);
+    assert_eq!(status["outcomes"][0]["connections"], 28);
+
+    assert_eq!(ok(&served, &["health"]).await.0, "SERVING\n");
+    assert_eq!(json(&served, &["health"]).await["status"], "SERVING");
+}
+
+#[tokio::test]
+async fn an_unreachable_daemon_is_69_and_says_which_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let missing = run_on(&path, &["status"]).await.result.unwrap_err();
+    assert_eq!(missing.exit(), Exit::Unavailable);
+    let text = missing.to_string();
+    assert!(text.contains(path.to_str().unwrap()) && text.contains("--socket"), "{text}");
+
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let stale = run_on(&path, &["status"]).await.result.unwrap_err();
+    assert_eq!(stale.exit(), Exit::Unavailable);
+    assert!(stale.to_string().contains("systemctl start mc-proxy"), "{stale}");
+
+    let denied = CtlError::Connect { path, source: io::ErrorKind::PermissionDenied.into() };
+    assert_eq!(denied.exit(), Exit::NoPermission);
+    assert!(denied.to_string().contains("grpc.socket_group"), "{denied}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_that_does_not_answer_is_75() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let held = tokio::spawn(async move { listener.accept().await.unwrap() });
+    let error = run_on(&path, &["status"]).await.result.unwrap_err();
+    assert_eq!(error.exit(), Exit::TryLater, "{error}");
+    drop(held.await);
+}
+
+#[test]
+fn usage_errors_are_clap_s() {
+    for line in [
+        &["firewall", "add"][..],
+        &["firewall", "add", "198.51.100.7/24"],
+        &["firewall", "add", "example.com"],
+        &["listeners", "set-max-connections", ":443", "-1"],
+        &["policies", "add", ":443", "a.b", "nope", "x"],
+        &["routes", "add", ":443", "a.b"],
+        &[],
+    ] {
+        let error = Args::try_parse_from([&["mcproxyctl"], line].concat()).unwrap_err();
+        assert_eq!(error.exit_code(), i32::from(Exit::Usage as u8), "{line:?}");
+    }
+    let error = Args::try_parse_from(["mcproxyctl", "firewall", "add", "198.51.100.7/24"]).unwrap_err().to_string();
+    assert!(error.contains("the canonical CIDR is \"198.51.100.0/24\""), "{error}");
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    use clap::CommandFactory as _;
+    Args::command().debug_assert();
+}
+
+#[test]
+fn a_closed_pipe_is_success() {
+    let closed = |kind: io::ErrorKind| report("mcproxyctl", Err(CtlError::Output(kind.into())));
+    assert_eq!(closed(io::ErrorKind::BrokenPipe), Exit::Success);
+    assert_eq!(closed(io::ErrorKind::StorageFull), Exit::Failure);
+}

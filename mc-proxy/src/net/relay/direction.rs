@@ -1,0 +1,198 @@
+//! One direction of a relay: a small state machine that is polled.
+
+use std::task::{Context, Poll, ready};
+
+use super::pipe::Pipe;
+use crate::net::socket::Socket;
+
+/// Large reads in a row, after which a direction is bulk.
+const BULK_AFTER: u32 = 4;
+
+/// Small fills of the pipe in a row, after which a direction is no longer bulk.
+const CHATTY_AFTER: u32 = 8;
+
+/// Bytes in one read below which copying is cheaper than two system calls on a pipe.
+const SMALL: usize = 16 * 1024;
+
+/// Bytes that one direction may move before other connections get their turn.
+const BUDGET: usize = 1024 * 1024;
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The end that is read from.
+    Source,
+    /// The end that is written to.
+    Target,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    state: State,
+    /// Read, and not yet taken by the target. Without memory while the source is silent.
+    pending: Pending,
+    is_bulk: bool,
+    /// On loan while there is something to move.
+    pipe: Option<Pipe>,
+    /// In copy mode large reads in a row, in bulk mode small fills in a row.
+    streak: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// The source has ended; what was read may still have to be written.
+    Ended,
+    /// The target has been told.
+    Done,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// 0 <= written <= bytes.len()
+    written: usize,
+}
+
+impl Direction {
+    /// Moves what can be moved. `Ready(Ok)` once the end of the source has been passed on.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Socket,
+        target: &mut Socket,
+        buffer: &mut [u8],
+        transferred: &mut u64,
+    ) -> Poll<Result<(), Side>> {
+        let mut budget = BUDGET;
+        while self.state == State::Open {
+            if budget == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let moved = if self.is_bulk {
+                ready!(self.poll_splice(cx, source, target, transferred))?
+            } else {
+                ready!(self.poll_copy(cx, source, target, buffer, transferred))?
+            };
+            budget = budget.saturating_sub(moved);
+        }
+        if self.state == State::Ended {
+            ready!(self.poll_flush(cx, target, transferred))?;
+            self.pipe = None;
+            target.shutdown_write().map_err(|_| Side::Target)?;
+            self.state = State::Done;
+        }
+        // A source that has ended may still be reset, and then takes nothing from the other direction.
+        match source.poll_failed(cx) {
+            Poll::Ready(_) => Poll::Ready(Err(Side::Source)),
+            Poll::Pending => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_copy(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Socket,
+        target: &mut Socket,
+        buffer: &mut [u8],
+        transferred: &mut u64,
+    ) -> Poll<Result<usize, Side>> {
+        ready!(self.poll_flush(cx, target, transferred))?;
+        let Poll::Ready(read) = source.poll_recv(cx, buffer) else {
+            self.pending = Pending::default();
+            return Poll::Pending;
+        };
+        let read = read.map_err(|_| Side::Source)?;
+        if read == 0 {
+            self.state = State::Ended;
+            return Poll::Ready(Ok(0));
+        }
+        let bytes = buffer.get(..read).unwrap_or_default();
+        let written = match target.poll_send(cx, bytes) {
+            Poll::Ready(written) => written.map_err(|_| Side::Target)?,
+            Poll::Pending => 0,
+        };
+        *transferred += written as u64;
+        self.pending.keep(bytes.get(written..).unwrap_or_default());
+        self.streak = if read >= SMALL { self.streak + 1 } else { 0 };
+        if self.streak >= BULK_AFTER {
+            self.streak = 0;
+            self.is_bulk = true;
+        }
+        Poll::Ready(Ok(read))
+    }
+
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Socket,
+        target: &mut Socket,
+        transferred: &mut u64,
+    ) -> Poll<Result<usize, Side>> {
+        ready!(self.poll_flush(cx, target, transferred))?;
+        if self.pipe.is_none() {
+            self.pipe = Pipe::take();
+        }
+        let Some(pipe) = &mut self.pipe else {
+            self.is_bulk = false;
+            return Poll::Ready(Ok(0));
+        };
+        let Poll::Ready(filled) = source.poll_read_with(cx, |fd| pipe.fill(fd), |_| false) else {
+            self.pipe = None;
+            return Poll::Pending;
+        };
+        let filled = filled.map_err(|_| Side::Source)?;
+        if filled == 0 {
+            self.state = State::Ended;
+            return Poll::Ready(Ok(0));
+        }
+        self.streak = if filled < SMALL { self.streak + 1 } else { 0 };
+        ready!(self.poll_flush(cx, target, transferred))?;
+        if self.streak >= CHATTY_AFTER {
+            self.streak = 0;
+            self.is_bulk = false;
+            self.pipe = None;
+        }
+        Poll::Ready(Ok(filled))
+    }
+
+    /// Writes what has been read before.
+    fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        target: &mut Socket,
+        transferred: &mut u64,
+    ) -> Poll<Result<(), Side>> {
+        while let Some(bytes) = self.pending.rest() {
+            let written = ready!(target.poll_send(cx, bytes)).map_err(|_| Side::Target)?;
+            *transferred += written as u64;
+            self.pending.advance(written);
+        }
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+            let written = ready!(target.poll_write_with(cx, |fd| pipe.empty(fd))).map_err(|_| Side::Target)?;
+            if written == 0 {
+                return Poll::Ready(Err(Side::Target));
+            }
+            *transferred += written as u64;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Pending {
+    fn keep(&mut self, bytes: &[u8]) {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(bytes);
+        self.written = 0;
+    }
+
+    fn rest(&self) -> Option<&[u8]> {
+        self.bytes.get(self.written..).filter(|rest| !rest.is_empty())
+    }
+
+    fn advance(&mut self, written: usize) {
+        self.written += written;
+    }
+}

@@ -1,0 +1,254 @@
+//! A connected stream socket with as few system calls as a proxy can do with.
+//!
+//! A socket is registered with the reactor only when it first has to be waited for, and for writing only when a write
+//! first blocks: most short connections never need the second, and some not even the first.
+
+use std::{
+    future::poll_fn,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use rustix::{
+    io::Errno,
+    net::{self, RecvFlags, SendFlags, Shutdown, sockopt},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A non-blocking stream socket, TCP or Unix.
+#[derive(Debug)]
+pub struct Socket(State);
+
+#[derive(Debug)]
+enum State {
+    Unregistered(OwnedFd),
+    /// Reported readable, closed and failed.
+    Readable(AsyncFd<OwnedFd>),
+    /// Reported writable too.
+    Both(AsyncFd<OwnedFd>),
+    /// Only while one of the others becomes another.
+    Moving,
+}
+
+impl Socket {
+    /// Takes a socket that is already non-blocking.
+    pub fn new(fd: OwnedFd) -> Self {
+        Self(State::Unregistered(fd))
+    }
+
+    /// Reads into `buffer`: 0 at the end.
+    ///
+    /// # Errors
+    /// As `recv(2)`; `ECONNRESET` is the usual one.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let capacity = buffer.len();
+        // A stream that gave less than there was room for is empty: the next edge tells when that changes.
+        self.poll_read_with(
+            cx,
+            |fd| net::recv(fd, &mut *buffer, RecvFlags::empty()).map(|(read, _)| read),
+            |read| read < capacity,
+        )
+    }
+
+    /// Reads with another call than `recv`; `is_drained` tells from its result that there was no more to get.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn poll_read_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut read: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
+        is_drained: impl Fn(usize) -> bool,
+    ) -> Poll<io::Result<usize>> {
+        if let State::Unregistered(fd) = &self.0 {
+            match retry(|| read(fd.as_fd())) {
+                Err(Errno::AGAIN) => self.register(Interest::READABLE, State::Readable)?,
+                result => return Poll::Ready(result.map_err(Into::into)),
+            }
+        }
+        loop {
+            let mut guard = ready!(self.reactor()?.poll_read_ready(cx))?;
+            match retry(|| read(guard.get_inner().as_fd())) {
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Ok(count) => {
+                    // A peer that has closed stays readable, or its end would never be seen.
+                    if is_drained(count) && !guard.ready().is_read_closed() {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(count));
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Writes as much as the kernel takes, at least one byte.
+    ///
+    /// # Errors
+    /// As `send(2)`; `EPIPE` and `ECONNRESET` are the usual ones.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |fd| net::send(fd, bytes, SendFlags::NOSIGNAL))
+    }
+
+    /// Writes with another call than `send`.
+    ///
+    /// # Errors
+    /// As the call.
+    pub fn poll_write_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut write: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
+        // Most writes find room; what the reactor last heard is asked only after one that did not.
+        match retry(|| write(self.as_fd())) {
+            Err(Errno::AGAIN) if matches!(self.0, State::Both(_)) => {}
+            Err(Errno::AGAIN) => self.register(Interest::READABLE | Interest::WRITABLE, State::Both)?,
+            result => return Poll::Ready(result.map_err(Into::into)),
+        }
+        loop {
+            let mut guard = ready!(self.reactor()?.poll_write_ready(cx))?;
+            match retry(|| write(guard.get_inner().as_fd())) {
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                result => return Poll::Ready(result.map_err(Into::into)),
+            }
+        }
+    }
+
+    /// After the peer has ended its side: `Ready` when the connection has failed since.
+    pub fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if matches!(self.0, State::Unregistered(_))
+            && let Err(error) = self.register(Interest::READABLE, State::Readable)
+        {
+            return Poll::Ready(error);
+        }
+        loop {
+            let mut guard = match self.reactor().map(|io| io.poll_write_ready(cx)) {
+                Ok(Poll::Ready(Ok(guard))) => guard,
+                Ok(Poll::Ready(Err(error))) | Err(error) => return Poll::Ready(error),
+                Ok(Poll::Pending) => return Poll::Pending,
+            };
+            if !guard.ready().is_write_closed() {
+                guard.clear_ready();
+                continue;
+            }
+            return match sockopt::socket_error(guard.get_inner()) {
+                Ok(Err(error)) | Err(error) => Poll::Ready(error.into()),
+                // Both sides have ended in order.
+                Ok(Ok(())) => Poll::Pending,
+            };
+        }
+    }
+
+    /// Reads, waiting if there is nothing; 0 at the end.
+    ///
+    /// # Errors
+    /// As [`Self::poll_recv`].
+    pub async fn recv(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_recv(cx, buffer)).await
+    }
+
+    /// Writes everything.
+    ///
+    /// # Errors
+    /// As [`Self::poll_send`].
+    pub async fn send_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = poll_fn(|cx| self.poll_send(cx, bytes)).await?;
+            bytes = bytes.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Waits for the outcome of a `connect` that is under way.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub async fn connected(&mut self) -> io::Result<()> {
+        poll_fn(|cx| {
+            self.poll_write_with(cx, |fd| match sockopt::socket_error(fd)? {
+                Err(error) => Err(error),
+                Ok(()) => match net::getpeername(fd) {
+                    Err(Errno::NOTCONN) => Err(Errno::AGAIN),
+                    result => result.map(|_| 0),
+                },
+            })
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Ends our side of the stream (FIN).
+    ///
+    /// # Errors
+    /// When the connection has failed.
+    pub fn shutdown_write(&self) -> io::Result<()> {
+        Ok(net::shutdown(self, Shutdown::Write)?)
+    }
+
+    /// Closes the socket with a reset instead of FIN: the peer is not to take what it got for all there was.
+    pub fn reset(self) {
+        self.reset_on_close();
+    }
+
+    /// Makes the close to come a reset.
+    pub fn reset_on_close(&self) {
+        if let Err(error) = sockopt::set_socket_linger(self, Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a connection could not be reset");
+        }
+    }
+
+    /// Registering reports what is the case already, so no edge is lost between two registrations.
+    fn register(&mut self, interest: Interest, state: fn(AsyncFd<OwnedFd>) -> State) -> io::Result<()> {
+        let fd = match std::mem::replace(&mut self.0, State::Moving) {
+            State::Unregistered(fd) => fd,
+            State::Readable(io) | State::Both(io) => io.into_inner(),
+            State::Moving => return Err(not_registered()),
+        };
+        #[expect(deprecated, reason = "its successor is unsafe for the sake of types that lie about their descriptor")]
+        let registered = AsyncFd::try_with_interest(fd, interest);
+        match registered {
+            Ok(io) => {
+                self.0 = state(io);
+                Ok(())
+            }
+            Err(error) => {
+                let (fd, error) = error.into_parts();
+                self.0 = State::Unregistered(fd);
+                Err(error)
+            }
+        }
+    }
+
+    fn reactor(&mut self) -> io::Result<&mut AsyncFd<OwnedFd>> {
+        match &mut self.0 {
+            State::Readable(io) | State::Both(io) => Ok(io),
+            State::Unregistered(_) | State::Moving => Err(not_registered()),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            State::Unregistered(fd) => fd.as_fd(),
+            State::Readable(io) | State::Both(io) => io.as_fd(),
+            State::Moving => unreachable!("`register` puts a state back before it returns"),
+        }
+    }
+}
+
+fn not_registered() -> io::Error {
+    io::Error::other("the socket is not registered with the reactor")
+}
+
+/// Repeats a call that a signal interrupted.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What the configuration file says and the database does otherwise.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    path::PathBuf,
+};
+
+use crate::{
+    desired::{Desired, Listener, Target},
+    firewall::{Action, Rule},
+};
+
+/// One line for each difference between the file's seed and the database, which is what is in force. The order of
+/// listeners, routes and rules does not count; that of backends and policies does.
+pub fn diff(seed: &Desired, db: &Desired) -> Vec<String> {
+    let mut lines = Vec::new();
+    let name = |listener: &Listener| listener.addr.to_string();
+    for (addr, sides) in paired(&seed.listeners, &db.listeners, name) {
+        let place = format!("listener \"{addr}\"");
+        match sides {
+            (Some(seed), Some(db)) => listener(&mut lines, &place, seed, db),
+            (seed, _) => lines.push(one_sided(&place, seed.is_some())),
+        }
+    }
+    let (seed, db) = (seed.rules.iter().collect::<BTreeSet<_>>(), db.rules.iter().collect::<BTreeSet<_>>());
+    lines.extend(seed.symmetric_difference(&db).map(|rule| one_sided(&rule_place(rule), seed.contains(*rule))));
+    lines
+}
+
+fn listener(lines: &mut Vec<String>, place: &str, seed: &Listener, db: &Listener) {
+    field(lines, place, "protocol", seed.protocol.as_str(), db.protocol.as_str());
+    field(lines, place, "max_connections", seed.max_connections, db.max_connections);
+    let default = format!("{place}, default route");
+    match (&seed.default, &db.default) {
+        (Some(seed), Some(db)) => target(lines, &default, seed, db),
+        (None, None) => {}
+        (seed, _) => lines.push(one_sided(&default, seed.is_some())),
+    }
+    for (hostname, sides) in paired(&seed.routes, &db.routes, |route| route.hostname.to_string()) {
+        let place = format!("{place}, route \"{hostname}\"");
+        match sides {
+            (Some(seed), Some(db)) => target(lines, &place, &seed.target, &db.target),
+            (seed, _) => lines.push(one_sided(&place, seed.is_some())),
+        }
+    }
+}
+
+fn target(lines: &mut Vec<String>, place: &str, seed: &Target, db: &Target) {
+    let backends = |target: &Target| list(&target.backends);
+    let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".to_owned(), |p| p.display().to_string());
+    let policies = |target: &Target| {
+        let words = target.l7_policies.iter().map(|policy| format!("{} {:?}", policy.kind.as_str(), policy.value));
+        list(&words.collect::<Vec<_>>())
+    };
+    field(lines, place, "backends", backends(seed), backends(db));
+    field(lines, place, "mode", seed.mode.as_str(), db.mode.as_str());
+    field(lines, place, "tls_cert", path(&seed.tls_cert), path(&db.tls_cert));
+    field(lines, place, "tls_key", path(&seed.tls_key), path(&db.tls_key));
+    field(lines, place, "backend_tls", seed.backend_tls, db.backend_tls);
+    field(lines, place, "send_proxy_protocol", seed.send_proxy_protocol, db.send_proxy_protocol);
+    field(lines, place, "l7_policies", policies(seed), policies(db));
+}
+
+fn field<T: PartialEq + Display>(lines: &mut Vec<String>, place: &str, name: &str, seed: T, db: T) {
+    if seed != db {
+        lines.push(format!("{place}: {name} is {db} in the database, {seed} in the file; the database wins"));
+    }
+}
+
+fn one_sided(place: &str, is_in_file: bool) -> String {
+    if is_in_file {
+        format!("{place} is only in the file and not in force; the database wins")
+    } else {
+        format!("{place} is only in the database and in force")
+    }
+}
+
+fn rule_place(rule: &Rule) -> String {
+    let action = match rule.action {
+        Action::Block => "block",
+        Action::Allow => "allow",
+    };
+    format!("firewall rule {action} {}", rule.subject)
+}
+
+fn list<T: Display>(items: &[T]) -> String {
+    let words = items.iter().map(ToString::to_string).collect::<Vec<_>>();
+    format!("[{}]", words.join(", "))
+}
+
+type Sides<'a, T> = (Option<&'a T>, Option<&'a T>);
+
+fn paired<'a, T>(seed: &'a [T], db: &'a [T], key: impl Fn(&T) -> String) -> BTreeMap<String, Sides<'a, T>> {
+    let mut pairs = BTreeMap::<_, Sides<'_, T>>::new();
+    for item in seed {
+        pairs.entry(key(item)).or_default().0 = Some(item);
+    }
+    for item in db {
+        pairs.entry(key(item)).or_default().1 = Some(item);
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        desired::{L7Policy, L7PolicyKind, Route},
+        firewall::Subject,
+    };
+
+    fn route(hostname: &str, backend: &str) -> Route {
+        Route { hostname: hostname.parse().unwrap(), target: Target::passthrough(backend.parse().unwrap()) }
+    }
+
+    fn block(subject: &str) -> Rule {
+        Rule::new(Action::Block, subject.parse::<Subject>().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn one_line_for_each_difference() {
+        let mut first = Listener::new(":443".parse().unwrap());
+        first.routes = vec![route("a.test", "one:1"), route("b.test", "two:2"), route("same.test", "same:1")];
+        let mut second = first.clone();
+        second.max_connections = 10;
+        second.default = Some(Target::passthrough("fallback:1".parse().unwrap()));
+        second.routes.reverse();
+        second.routes[2].target.backends.push("three:3".parse().unwrap());
+        second.routes[2].target.tls_cert = Some("/a.pem".into());
+        second.routes[2].target.l7_policies =
+            vec![L7Policy { kind: L7PolicyKind::RequireHeader, value: "x-key".to_owned() }];
+        second.routes.remove(1);
+        let seed = Desired {
+            listeners: vec![first, Listener::new(":80".parse().unwrap())],
+            rules: vec![block("192.0.2.1"), block("RU")],
+        };
+        let db = Desired { listeners: vec![second], rules: vec![block("RU"), block("198.51.100.0/24")] };
+        assert_eq!(
+            diff(&seed, &db),
+            [
+                "listener \":443\": max_connections is 10 in the database, 0 in the file; the database wins",
+                "listener \":443\", default route is only in the database and in force",
+                "listener \":443\", route \"a.test\": backends is [one:1, three:3] in the database, [one:1] in the file; \
+                 the database wins",
+                "listener \":443\", route \"a.test\": tls_cert is /a.pem in the database, none in the file; the database \
+                 wins",
+                "listener \":443\", route \"a.test\": l7_policies is [require_header \"x-key\"] in the database, [] in \
+                 the file; the database wins",
+                "listener \":443\", route \"b.test\" is only in the file and not in force; the database wins",
+                "listener \":80\" is only in the file and not in force; the database wins",
+                "firewall rule block 192.0.2.1 is only in the file and not in force; the database wins",
+                "firewall rule block 198.51.100.0/24 is only in the database and in force",
+            ]
+        );
+        assert_eq!(diff(&seed, &seed), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,354 @@
+//! Domain values to rows and back.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::StoreError;
+use crate::{
+    desired::{Desired, L7Policy, Listener, Route, Target},
+    firewall::{Action, Rule, Subject},
+    net::addr::BackendAddr,
+    route::Pattern,
+};
+
+/// An error of SQLite that does not know its file yet, or one that is complete.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Sqlite(rusqlite::Error),
+    Store(StoreError),
+}
+
+impl Failure {
+    pub(super) fn at(self, action: &'static str, path: &Path) -> StoreError {
+        match self {
+            Self::Sqlite(e) => StoreError::sqlite(action, path, e),
+            Self::Store(e) => e,
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+pub(super) fn is_empty(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.query_row(
+        "SELECT NOT EXISTS (SELECT 1 FROM listeners) AND NOT EXISTS (SELECT 1 FROM firewall_rules)",
+        [],
+        |row| row.get(0),
+    )
+}
+
+pub(super) fn listener_id(conn: &Connection, addr: &str) -> Result<i64, Failure> {
+    conn.prepare_cached("SELECT id FROM listeners WHERE addr = ?1")?
+        .query_row([addr], |row| row.get(0))
+        .optional()?
+        .ok_or_else(|| StoreError::UnknownListener { listener: addr.to_owned() }.into())
+}
+
+pub(super) fn route_id(conn: &Connection, listener: &str, hostname: &Pattern) -> Result<i64, Failure> {
+    let hostname = hostname.to_string();
+    conn.prepare_cached("SELECT id FROM routes WHERE listener_id = ?1 AND hostname = ?2")?
+        .query_row(params![listener_id(conn, listener)?, hostname], |row| row.get(0))
+        .optional()?
+        .ok_or_else(|| StoreError::UnknownRoute { listener: listener.to_owned(), hostname }.into())
+}
+
+pub(super) fn insert_listener(conn: &Connection, listener: &Listener) -> Result<(), Failure> {
+    let id = conn
+        .prepare_cached("INSERT INTO listeners (addr, protocol, max_connections) VALUES (?1, ?2, ?3)")?
+        .insert(params![listener.addr.as_str(), listener.protocol.as_str(), limit(listener.max_connections)?])?;
+    if let Some(target) = &listener.default {
+        insert_target(conn, id, None, target)?;
+    }
+    for route in &listener.routes {
+        insert_target(conn, id, Some(&route.hostname), &route.target)?;
+    }
+    Ok(())
+}
+
+pub(super) fn upsert_route(conn: &Connection, listener: i64, route: &Route) -> Result<(), Failure> {
+    let present: Option<i64> = conn
+        .prepare_cached("SELECT id FROM routes WHERE listener_id = ?1 AND hostname = ?2")?
+        .query_row(params![listener, route.hostname.to_string()], |row| row.get(0))
+        .optional()?;
+    let Some(id) = present else {
+        return insert_target(conn, listener, Some(&route.hostname), &route.target);
+    };
+    let target = &route.target;
+    conn.prepare_cached(
+        "UPDATE routes SET mode = ?2, tls_cert = ?3, tls_key = ?4, backend_tls = ?5, send_proxy_protocol = ?6
+         WHERE id = ?1",
+    )?
+    .execute(params![
+        id,
+        target.mode.as_str(),
+        optional_text(target.tls_cert.as_deref())?,
+        optional_text(target.tls_key.as_deref())?,
+        target.backend_tls,
+        target.send_proxy_protocol,
+    ])?;
+    conn.prepare_cached("DELETE FROM backends WHERE route_id = ?1")?.execute([id])?;
+    conn.prepare_cached("DELETE FROM l7_policies WHERE route_id = ?1")?.execute([id])?;
+    insert_lists(conn, id, target)
+}
+
+pub(super) fn delete_route(conn: &Connection, listener: i64, hostname: &Pattern) -> Result<bool, Failure> {
+    let deleted = conn
+        .prepare_cached("DELETE FROM routes WHERE listener_id = ?1 AND hostname = ?2")?
+        .execute(params![listener, hostname.to_string()])?;
+    Ok(deleted > 0)
+}
+
+pub(super) fn insert_policy(conn: &Connection, route: i64, policy: &L7Policy) -> Result<bool, Failure> {
+    let inserted = conn
+        .prepare_cached(
+            "INSERT INTO l7_policies (route_id, position, kind, value)
+             SELECT ?1, (SELECT coalesce(max(position) + 1, 0) FROM l7_policies WHERE route_id = ?1), ?2, ?3
+             WHERE NOT EXISTS (SELECT 1 FROM l7_policies WHERE route_id = ?1 AND kind = ?2 AND value = ?3)",
+        )?
+        .execute(params![route, policy.kind.as_str(), policy.value])?;
+    Ok(inserted > 0)
+}
+
+pub(super) fn delete_policy(conn: &Connection, route: i64, policy: &L7Policy) -> Result<bool, Failure> {
+    let deleted = conn
+        .prepare_cached("DELETE FROM l7_policies WHERE route_id = ?1 AND kind = ?2 AND value = ?3")?
+        .execute(params![route, policy.kind.as_str(), policy.value])?;
+    Ok(deleted > 0)
+}
+
+pub(super) fn insert_rule(conn: &Connection, rule: &Rule) -> Result<bool, Failure> {
+    let inserted = conn
+        .prepare_cached(
+            "INSERT INTO firewall_rules (action, kind, value) VALUES (?1, ?2, ?3) ON CONFLICT (value, action) DO NOTHING",
+        )?
+        .execute(params![action_word(rule.action), kind_word(&rule.subject), rule.subject.to_string()])?;
+    Ok(inserted > 0)
+}
+
+pub(super) fn delete_rule(conn: &Connection, rule: &Rule) -> Result<bool, Failure> {
+    let deleted = conn
+        .prepare_cached("DELETE FROM firewall_rules WHERE value = ?1 AND action = ?2")?
+        .execute(params![rule.subject.to_string(), action_word(rule.action)])?;
+    Ok(deleted > 0)
+}
+
+pub(super) fn set_max_connections(conn: &Connection, listener: i64, max: u64) -> Result<(), Failure> {
+    conn.prepare_cached("UPDATE listeners SET max_connections = ?2 WHERE id = ?1")?
+        .execute(params![listener, limit(max)?])?;
+    Ok(())
+}
+
+/// Reads all tables; `path` is for the error.
+pub(super) fn load(conn: &Connection, path: &Path) -> Result<Desired, Failure> {
+    let (mut backends, mut policies) = (load_backends(conn, path)?, load_policies(conn, path)?);
+    let mut listeners = Vec::new();
+    let mut place_of = HashMap::new();
+    let mut statement = conn.prepare("SELECT id, addr, protocol, max_connections FROM listeners ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let at = RowPlace { path, table: "listeners", id: row.get(0)? };
+        place_of.insert(at.id, listeners.len());
+        let mut listener = Listener::new(at.parse(&row.get::<_, String>(1)?)?);
+        listener.protocol = at.parse(&row.get::<_, String>(2)?)?;
+        listener.max_connections =
+            u64::try_from(row.get::<_, i64>(3)?).map_err(|_| at.bad("max_connections is negative"))?;
+        listeners.push(listener);
+    }
+
+    let mut statement = conn.prepare(
+        "SELECT id, listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol
+         FROM routes ORDER BY id",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let at = RowPlace { path, table: "routes", id: row.get(0)? };
+        let listener = place_of.get(&row.get::<_, i64>(1)?).and_then(|place| listeners.get_mut(*place));
+        let listener: &mut Listener = listener.ok_or_else(|| at.bad("its listener does not exist"))?;
+        let target = Target {
+            backends: backends.remove(&at.id).ok_or_else(|| at.bad("it has no backend"))?,
+            mode: at.parse(&row.get::<_, String>(3)?)?,
+            tls_cert: row.get::<_, Option<String>>(4)?.map(PathBuf::from),
+            tls_key: row.get::<_, Option<String>>(5)?.map(PathBuf::from),
+            backend_tls: row.get(6)?,
+            send_proxy_protocol: row.get(7)?,
+            l7_policies: policies.remove(&at.id).unwrap_or_default(),
+        };
+        match row.get::<_, Option<String>>(2)? {
+            None => listener.default = Some(target),
+            Some(hostname) => listener.routes.push(Route { hostname: at.parse_canonical(&hostname)?, target }),
+        }
+    }
+    Ok(Desired { listeners, rules: load_rules(conn, path)? })
+}
+
+fn load_backends(conn: &Connection, path: &Path) -> Result<HashMap<i64, Vec<BackendAddr>>, Failure> {
+    by_route(conn, "SELECT route_id, addr FROM backends ORDER BY route_id, position", |row| {
+        let at = RowPlace { path, table: "backends", id: row.get(0)? };
+        at.parse(&row.get::<_, String>(1)?)
+    })
+}
+
+fn load_policies(conn: &Connection, path: &Path) -> Result<HashMap<i64, Vec<L7Policy>>, Failure> {
+    by_route(conn, "SELECT route_id, kind, value FROM l7_policies ORDER BY route_id, position", |row| {
+        let at = RowPlace { path, table: "l7_policies", id: row.get(0)? };
+        Ok(L7Policy { kind: at.parse(&row.get::<_, String>(1)?)?, value: row.get(2)? })
+    })
+}
+
+fn by_route<T>(
+    conn: &Connection,
+    sql: &str,
+    mut parse: impl FnMut(&Row<'_>) -> Result<T, Failure>,
+) -> Result<HashMap<i64, Vec<T>>, Failure> {
+    let mut lists = HashMap::<i64, Vec<T>>::new();
+    let mut statement = conn.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        lists.entry(row.get(0)?).or_default().push(parse(row)?);
+    }
+    Ok(lists)
+}
+
+fn load_rules(conn: &Connection, path: &Path) -> Result<Vec<Rule>, Failure> {
+    let mut rules = Vec::new();
+    let mut statement = conn.prepare("SELECT id, action, kind, value FROM firewall_rules ORDER BY id")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let at = RowPlace { path, table: "firewall_rules", id: row.get(0)? };
+        let (action, kind) = (row.get_ref(1)?.as_str(), row.get_ref(2)?.as_str());
+        let action = match action.map_err(rusqlite::Error::from)? {
+            "block" => Action::Block,
+            "allow" => Action::Allow,
+            other => return Err(at.bad(&format!("action \"{other}\" is neither \"block\" nor \"allow\"")).into()),
+        };
+        let kind = kind.map_err(rusqlite::Error::from)?;
+        let subject: Subject = at.parse_canonical(row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?)?;
+        if kind != kind_word(&subject) {
+            return Err(at.bad(&format!("\"{subject}\" is a {}, not a {kind}", kind_word(&subject))).into());
+        }
+        rules.push(Rule::new(action, subject).map_err(|e| at.bad(&e.to_string()))?);
+    }
+    Ok(rules)
+}
+
+fn insert_target(conn: &Connection, listener: i64, hostname: Option<&Pattern>, target: &Target) -> Result<(), Failure> {
+    let id = conn
+        .prepare_cached(
+            "INSERT INTO routes (listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .insert(params![
+            listener,
+            hostname.map(ToString::to_string),
+            target.mode.as_str(),
+            optional_text(target.tls_cert.as_deref())?,
+            optional_text(target.tls_key.as_deref())?,
+            target.backend_tls,
+            target.send_proxy_protocol,
+        ])?;
+    insert_lists(conn, id, target)
+}
+
+fn insert_lists(conn: &Connection, route: i64, target: &Target) -> Result<(), Failure> {
+    if target.backends.is_empty() {
+        return Err(unstorable("a route", "it has no backend"));
+    }
+    let mut insert = conn.prepare_cached("INSERT INTO backends (route_id, position, addr) VALUES (?1, ?2, ?3)")?;
+    for (position, backend) in (0_i64..).zip(&target.backends) {
+        let text = backend.to_string();
+        if text.parse().as_ref() != Ok(backend) {
+            return Err(unstorable(&format!("backend \"{text}\""), "it does not read back as it is"));
+        }
+        insert.execute(params![route, position, text])?;
+    }
+    let mut insert =
+        conn.prepare_cached("INSERT INTO l7_policies (route_id, position, kind, value) VALUES (?1, ?2, ?3, ?4)")?;
+    for (position, policy) in (0_i64..).zip(&target.l7_policies) {
+        insert.execute(params![route, position, policy.kind.as_str(), policy.value])?;
+    }
+    Ok(())
+}
+
+/// Which row a value came from.
+struct RowPlace<'a> {
+    path: &'a Path,
+    table: &'static str,
+    id: i64,
+}
+
+impl RowPlace<'_> {
+    fn bad(&self, reason: &str) -> StoreError {
+        StoreError::BadRow {
+            path: self.path.to_owned(),
+            table: self.table,
+            // The lists of a route have no ids of their own.
+            row: match self.table {
+                "backends" | "l7_policies" => format!("of route {}", self.id),
+                _ => self.id.to_string(),
+            },
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn parse<T: FromStr<Err: Display>>(&self, text: &str) -> Result<T, Failure> {
+        text.parse().map_err(|e: T::Err| self.bad(&e.to_string()).into())
+    }
+
+    /// For what rows are found by again: another spelling of the same value could not be removed or replaced.
+    fn parse_canonical<T: FromStr<Err: Display> + Display>(&self, text: &str) -> Result<T, Failure> {
+        let value: T = self.parse(text)?;
+        let canonical = value.to_string();
+        if canonical == text {
+            Ok(value)
+        } else {
+            Err(self.bad(&format!("\"{text}\" must be written \"{canonical}\"")).into())
+        }
+    }
+}
+
+fn action_word(action: Action) -> &'static str {
+    match action {
+        Action::Block => "block",
+        Action::Allow => "allow",
+    }
+}
+
+fn kind_word(subject: &Subject) -> &'static str {
+    match subject {
+        Subject::Net(_) if subject.as_ip().is_some() => "ip",
+        Subject::Net(_) => "cidr",
+        Subject::Country(_) => "country",
+    }
+}
+
+fn limit(max: u64) -> Result<i64, Failure> {
+    i64::try_from(max).map_err(|_| unstorable(&format!("max_connections = {max}"), "it is above 2^63 - 1"))
+}
+
+fn optional_text(path: Option<&Path>) -> Result<Option<&str>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    match path.to_str() {
+        Some(text) => Ok(Some(text)),
+        None => Err(unstorable(&format!("path \"{}\"", path.display()), "it is not UTF-8")),
+    }
+}
+
+fn unstorable(what: &str, reason: &'static str) -> Failure {
+    StoreError::Unstorable { what: what.to_owned(), reason }.into()
+}

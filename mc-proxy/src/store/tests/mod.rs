@@ -1,0 +1,305 @@
+//! The store against real files.
+
+mod crash;
+mod disk;
+mod sample;
+mod snapshots;
+
+use std::{
+    os::unix::{ffi::OsStringExt, fs::PermissionsExt},
+    path::PathBuf,
+    time::Instant,
+};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use self::sample::{block, desired, pattern, policy, route, rules};
+use super::*;
+use crate::desired::{L7PolicyKind, Listener, Protocol, Target};
+
+/// A directory that goes away with the test, and a database path in it.
+fn place() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap().join("mc-proxy.db");
+    (dir, path)
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap().permissions().mode() & 0o7777
+}
+
+fn one_listener(routes: Vec<Route>) -> Desired {
+    Desired { listeners: vec![Listener { routes, ..Listener::new(":443".parse().unwrap()) }], rules: Vec::new() }
+}
+
+fn seeded(path: &Path, desired: &Desired) -> Store {
+    let mut store = Store::open(path).unwrap();
+    store.seed(desired).unwrap();
+    store
+}
+
+#[test]
+fn a_new_database_is_private_durable_and_empty() {
+    let (_dir, path) = place();
+    let store = Store::open(&path).unwrap();
+    assert!(store.is_empty().unwrap());
+    assert_eq!(store.load().unwrap(), Desired::default());
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        assert_eq!(mode(&restore::beside(&path, suffix)), 0o600, "{suffix}");
+    }
+    let pragma = |name: &str| store.conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!((pragma("synchronous"), pragma("foreign_keys")), (2, 1));
+}
+
+#[test]
+fn wide_rights_of_a_restored_file_are_narrowed() {
+    let (_dir, path) = place();
+    drop(Store::open(&path).unwrap());
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let _store = Store::open(&path).unwrap();
+    assert_eq!(mode(&path), 0o600);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn what_is_seeded_is_what_is_loaded(desired in desired()) {
+        let (_dir, path) = place();
+        drop(seeded(&path, &desired));
+        let store = Store::open(&path).unwrap();
+        prop_assert_eq!(&store.load().unwrap(), &desired);
+        prop_assert_eq!(store.is_empty().unwrap(), desired == Desired::default());
+        prop_assert_eq!(diff(&desired, &store.load().unwrap()), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn only_an_empty_database_is_seeded() {
+    let (_dir, path) = place();
+    let first = Desired { rules: vec![block("192.0.2.1")], ..Desired::default() };
+    let mut store = seeded(&path, &first);
+    let second = Desired { rules: vec![block("192.0.2.2")], ..Desired::default() };
+    assert!(matches!(store.seed(&second), Err(StoreError::NotEmpty { .. })));
+    assert_eq!(store.load().unwrap(), first);
+}
+
+#[test]
+fn a_seed_that_fails_in_the_middle_leaves_nothing() {
+    let (_dir, path) = place();
+    let mut store = Store::open(&path).unwrap();
+    let mut bad = route("b.test", "b:1");
+    bad.target.tls_cert = Some(std::ffi::OsString::from_vec(b"/\xff".to_vec()).into());
+    let mut seed = one_listener(vec![route("a.test", "a:1"), bad]);
+    let error = store.seed(&seed).unwrap_err();
+    assert!(matches!(error, StoreError::Unstorable { .. }), "{error}");
+    seed.listeners[0].routes.truncate(1);
+    seed.listeners[0].max_connections = u64::MAX;
+    assert!(matches!(store.seed(&seed), Err(StoreError::Unstorable { .. })));
+    assert!(store.is_empty().unwrap());
+}
+
+#[test]
+fn a_replaced_route_keeps_its_place() {
+    let (_dir, path) = place();
+    let mut store = seeded(&path, &one_listener(vec![route("a.test", "a:1"), route("b.test", "b:1")]));
+    let mut replaced = route("a.test", "other:9");
+    replaced.target.backends.push("second:9".parse().unwrap());
+    replaced.target.l7_policies = vec![policy(L7PolicyKind::RequireHeader, "x-a")];
+    store.upsert_route(":443", &replaced).unwrap();
+    store.upsert_route(":443", &route("*.c.test", "c:1")).unwrap();
+    let routes = |store: &Store| store.load().unwrap().listeners.remove(0).routes;
+    assert_eq!(routes(&store), [replaced, route("b.test", "b:1"), route("*.c.test", "c:1")]);
+
+    assert!(store.delete_route(":443", &pattern("a.test")).unwrap());
+    assert!(!store.delete_route(":443", &pattern("a.test")).unwrap());
+    assert_eq!(routes(&store), [route("b.test", "b:1"), route("*.c.test", "c:1")]);
+    let left: i64 = store
+        .conn
+        .query_row("SELECT (SELECT count(*) FROM backends) + (SELECT count(*) FROM l7_policies)", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(left, 2, "backends and policies go with their route");
+    let error = store.upsert_route(":8443", &route("a.test", "a:1")).unwrap_err();
+    assert_eq!(error.to_string(), "the database has no listener \":8443\"");
+}
+
+#[test]
+fn policies_keep_their_order() {
+    let (_dir, path) = place();
+    let mut store = seeded(&path, &one_listener(vec![route("a.test", "a:1")]));
+    let host = pattern("a.test");
+    let [first, second, third] = ["curl", "wget", "bot"].map(|value| policy(L7PolicyKind::BlockUserAgent, value));
+    for policy in [&first, &second] {
+        assert!(store.insert_policy(":443", &host, policy).unwrap());
+    }
+    assert!(!store.insert_policy(":443", &host, &first).unwrap());
+    assert!(store.delete_policy(":443", &host, &first).unwrap());
+    assert!(!store.delete_policy(":443", &host, &first).unwrap());
+    assert!(store.insert_policy(":443", &host, &third).unwrap());
+    assert!(store.insert_policy(":443", &host, &first).unwrap());
+    assert_eq!(store.load().unwrap().listeners[0].routes[0].target.l7_policies, [second, third, first.clone()]);
+    let error = store.insert_policy(":443", &pattern("b.test"), &first).unwrap_err();
+    assert!(matches!(error, StoreError::UnknownRoute { .. }), "{error}");
+}
+
+#[test]
+fn rules_and_limits() {
+    let (_dir, path) = place();
+    let mut store = seeded(&path, &one_listener(Vec::new()));
+    let allow = Rule { action: crate::firewall::Action::Allow, ..block("192.0.2.1") };
+    for rule in [block("192.0.2.1"), allow, block("2001:db8::/32"), block("RU")] {
+        assert!(store.insert_rule(&rule).unwrap());
+        assert!(!store.insert_rule(&rule).unwrap());
+    }
+    assert!(store.delete_rule(&block("192.0.2.1")).unwrap());
+    assert!(!store.delete_rule(&block("192.0.2.1")).unwrap());
+    assert_eq!(store.load().unwrap().rules, [allow, block("2001:db8::/32"), block("RU")]);
+
+    store.set_max_connections(":443", 9).unwrap();
+    assert!(matches!(store.set_max_connections(":443", u64::MAX), Err(StoreError::Unstorable { .. })));
+    assert!(matches!(store.set_max_connections(":1", 9), Err(StoreError::UnknownListener { .. })));
+    assert_eq!(store.load().unwrap().listeners[0].max_connections, 9);
+}
+
+#[test]
+fn a_row_that_the_api_would_refuse_is_named() {
+    for (sql, expected) in [
+        ("INSERT INTO firewall_rules (action, kind, value) VALUES ('block', 'ip', '1.2.3')", "is not an IP address"),
+        (
+            "INSERT INTO firewall_rules (action, kind, value) VALUES ('block', 'country', 'ru')",
+            "must be written \"RU\"",
+        ),
+        (
+            "INSERT INTO firewall_rules (action, kind, value) VALUES ('block', 'ip', '10.0.0.0/8')",
+            "is a cidr, not a ip",
+        ),
+        ("INSERT INTO firewall_rules (action, kind, value) VALUES ('allow', 'country', 'RU')", "cannot be allowed"),
+        ("UPDATE listeners SET addr = 'nowhere'", "table listeners, row 1: \"nowhere\" is not a listen address"),
+        ("UPDATE listeners SET protocol = 'udp'", "\"udp\" is not one of \"tls\", \"tcp\""),
+        ("UPDATE routes SET hostname = 'A.test'", "table routes, row 1: \"A.test\" must be written \"a.test\""),
+        ("UPDATE routes SET mode = 'l5'", "\"l5\" is not one of"),
+        ("UPDATE backends SET addr = 'x'", "\"x\" is not a backend address"),
+        ("DELETE FROM backends", "it has no backend"),
+        ("INSERT INTO l7_policies VALUES (1, 0, 'x', 'y')", "\"x\" is not one of"),
+    ] {
+        let (_dir, path) = place();
+        let store = seeded(&path, &one_listener(vec![route("a.test", "a:1")]));
+        store.conn.execute_batch(sql).unwrap();
+        drop(store);
+        let error = Store::open(&path).unwrap().load().unwrap_err();
+        assert!(matches!(error, StoreError::BadRow { .. }), "{sql}: {error}");
+        assert!(error.to_string().contains(expected), "{sql}: {error}");
+    }
+}
+
+#[test]
+fn a_second_daemon_is_refused_until_the_first_is_gone() {
+    let (dir, path) = place();
+    let mut first = Store::open(&path).unwrap();
+    let link = dir.path().join("other-name.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for name in [&path, &link] {
+        let error = Store::open(name).unwrap_err();
+        assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+        assert!(error.to_string().contains("in use by another mc-proxy"), "{error}");
+    }
+    first.insert_rule(&block("192.0.2.1")).unwrap();
+    drop(first);
+    assert_eq!(Store::open(&link).unwrap().load().unwrap().rules.len(), 1);
+}
+
+/// What version 1 left behind, byte for byte as SQL: this stays when newer versions come.
+const VERSION_1: &str = concat!(
+    include_str!("../migrations/0001_initial.sql"),
+    "PRAGMA application_id = 1835233400; PRAGMA user_version = 1;
+     INSERT INTO listeners VALUES (1, ':443', 'tls', 100), (2, '10.0.0.1:25', 'tcp', 0);
+     INSERT INTO routes VALUES (1, 1, 'a.test', 'l4', NULL, NULL, 0, 1), (2, 2, NULL, 'l4', NULL, NULL, 0, 0);
+     INSERT INTO backends VALUES (1, 0, '127.0.0.1:1'), (1, 1, 'unix:/run/a.sock'), (2, 0, 'mail:25');
+     INSERT INTO firewall_rules VALUES (7, 'block', 'ip', '192.0.2.1', 0), (9, 'block', 'country', 'RU', 0);"
+);
+
+fn version_1_content() -> Desired {
+    let mut first = Listener { max_connections: 100, ..Listener::new(":443".parse().unwrap()) };
+    first.routes = vec![route("a.test", "127.0.0.1:1")];
+    first.routes[0].target.backends.push("unix:/run/a.sock".parse().unwrap());
+    first.routes[0].target.send_proxy_protocol = true;
+    let mut second = Listener::new("10.0.0.1:25".parse().unwrap());
+    second.protocol = Protocol::Tcp;
+    second.default = Some(Target::passthrough("mail:25".parse().unwrap()));
+    Desired { listeners: vec![first, second], rules: vec![block("192.0.2.1"), block("RU")] }
+}
+
+#[test]
+fn version_1_is_read() {
+    let (_dir, path) = place();
+    Connection::open(&path).unwrap().execute_batch(VERSION_1).unwrap();
+    assert_eq!(Store::open(&path).unwrap().load().unwrap(), version_1_content());
+}
+
+/// Widening what makes a rule unique, and rebuilding a table that others refer to: the two kinds of change that
+/// SQLite makes hard.
+const NEXT: &str = "
+    ALTER TABLE firewall_rules ADD COLUMN comment TEXT;
+    ALTER TABLE firewall_rules ADD COLUMN expires_at INTEGER;
+    ALTER TABLE firewall_rules ADD COLUMN scope TEXT NOT NULL DEFAULT '';
+    DROP INDEX firewall_rules_subject;
+    CREATE UNIQUE INDEX firewall_rules_subject ON firewall_rules (value, action, scope);
+    CREATE TABLE rebuilt (id INTEGER PRIMARY KEY, addr TEXT NOT NULL, protocol TEXT NOT NULL,
+        max_connections INTEGER NOT NULL, proxy_protocol INTEGER NOT NULL) STRICT;
+    INSERT INTO rebuilt SELECT id, addr, protocol, max_connections, 0 FROM listeners;
+    DROP TABLE listeners;
+    ALTER TABLE rebuilt RENAME TO listeners;";
+
+#[test]
+fn a_migration_carries_the_data_on() {
+    let (_dir, path) = place();
+    Connection::open(&path).unwrap().execute_batch(VERSION_1).unwrap();
+    let next = [migrate::MIGRATIONS[0], NEXT];
+    assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
+    assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
+
+    let error = Store::open(&path).unwrap_err();
+    assert!(matches!(error, StoreError::TooNew { found: 2, supported: 1, .. }), "{error}");
+    assert!(error.to_string().contains("schema version 2, this mc-proxy knows versions up to 1"), "{error}");
+    assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
+}
+
+#[test]
+fn a_migration_that_fails_changes_nothing() {
+    let (_dir, path) = place();
+    Connection::open(&path).unwrap().execute_batch(VERSION_1).unwrap();
+    for broken in ["DELETE FROM firewall_rules; SELECT nonsense;", "DELETE FROM listeners WHERE id = 1;"] {
+        let error = Store::open_with(&path, &[migrate::MIGRATIONS[0], broken]).unwrap_err();
+        assert!(matches!(error, StoreError::Sqlite { .. } | StoreError::Corrupt { .. }), "{error}");
+        assert_eq!(Store::open(&path).unwrap().load().unwrap(), version_1_content());
+    }
+}
+
+#[test]
+fn a_thousand_routes_and_a_hundred_thousand_rules() {
+    let (_dir, path) = place();
+    let routes =
+        (0..1_000).map(|n| route(&format!("app-{n}.example.com"), &format!("10.0.{}.{}:443", n / 250, n % 250)));
+    let desired = Desired { rules: rules(100_000), ..one_listener(routes.collect()) };
+    let started = Instant::now();
+    let mut store = seeded(&path, &desired);
+    let seeded_in = started.elapsed();
+    let started = Instant::now();
+    for n in 0..100_u8 {
+        assert!(store.insert_rule(&block(&format!("192.0.2.{n}"))).unwrap());
+    }
+    let change = started.elapsed() / 100;
+    drop(store);
+    let started = Instant::now();
+    let store = Store::open(&path).unwrap();
+    let opened_in = started.elapsed();
+    let started = Instant::now();
+    let loaded = store.load().unwrap();
+    println!(
+        "seed {seeded_in:?}, one more rule (synced) {change:?}, open with integrity check {opened_in:?}, load {:?}",
+        started.elapsed()
+    );
+    assert_eq!(loaded.listeners, desired.listeners);
+    assert_eq!(loaded.rules.len(), 100_100);
+    assert_eq!(loaded.rules[..100_000], desired.rules);
+}

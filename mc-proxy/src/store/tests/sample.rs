@@ -1,0 +1,117 @@
+//! Values to store.
+
+use std::collections::BTreeSet;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use proptest::prelude::*;
+
+use crate::{
+    desired::{Desired, L7Policy, L7PolicyKind, Listener, Mode, Protocol, Route, Target},
+    firewall::{Action, Rule, Subject},
+    net::addr::BackendAddr,
+    route::Pattern,
+};
+
+pub(super) fn block(subject: &str) -> Rule {
+    Rule::new(Action::Block, subject.parse().unwrap()).unwrap()
+}
+
+pub(super) fn pattern(text: &str) -> Pattern {
+    text.parse().unwrap()
+}
+
+pub(super) fn route(hostname: &str, backend: &str) -> Route {
+    Route { hostname: pattern(hostname), target: Target::passthrough(backend.parse().unwrap()) }
+}
+
+pub(super) fn policy(kind: L7PolicyKind, value: &str) -> L7Policy {
+    L7Policy { kind, value: value.to_owned() }
+}
+
+/// `count` different addresses.
+pub(super) fn rules(count: u32) -> Vec<Rule> {
+    let net = |n: u32| Ipv4Net::from(std::net::Ipv4Addr::from(0x0a00_0000 + n));
+    (0..count).map(|n| Rule { action: Action::Block, subject: Subject::Net(net(n).into()) }).collect()
+}
+
+prop_compose! {
+    pub(super) fn desired()(
+        listeners in prop::collection::btree_map(1_u16.., listener(), 0..4),
+        rules in prop::collection::hash_set(rule(), 0..30),
+    ) -> Desired {
+        let addr = |port: u16, listener: Listener| Listener { addr: format!(":{port}").parse().unwrap(), ..listener };
+        Desired {
+            listeners: listeners.into_iter().map(|(port, listener)| addr(port, listener)).collect(),
+            rules: rules.into_iter().collect(),
+        }
+    }
+}
+
+prop_compose! {
+    fn listener()(
+        protocol in prop::sample::select(vec![Protocol::Tls, Protocol::Tcp]),
+        max_connections in 0..=i64::MAX as u64,
+        default in prop::option::of(target()),
+        hostnames in prop::collection::hash_set("(\\*\\.)?[a-z0-9_-]{1,20}(\\.[a-z]{1,10}){1,3}", 0..5),
+        targets in prop::collection::vec(target(), 5),
+    ) -> Listener {
+        let hostnames = hostnames.iter().map(|text| pattern(text)).collect::<BTreeSet<_>>();
+        let routes = hostnames.into_iter().rev().zip(targets);
+        Listener {
+            addr: ":1".parse().unwrap(),
+            protocol,
+            max_connections,
+            default,
+            routes: routes.map(|(hostname, target)| Route { hostname, target }).collect(),
+        }
+    }
+}
+
+prop_compose! {
+    fn target()(
+        backends in prop::collection::vec(backend(), 1..4),
+        mode in prop::sample::select(vec![Mode::L4, Mode::L7]),
+        tls_cert in prop::option::of("/\\PC{0,20}"),
+        tls_key in prop::option::of("/\\PC{0,20}"),
+        backend_tls: bool,
+        send_proxy_protocol: bool,
+        policies in prop::collection::vec((any::<bool>(), "\\PC{1,30}"), 0..4),
+    ) -> Target {
+        let kind = |is_agent| if is_agent { L7PolicyKind::BlockUserAgent } else { L7PolicyKind::RequireHeader };
+        Target {
+            backends,
+            mode,
+            tls_cert: tls_cert.map(Into::into),
+            tls_key: tls_key.map(Into::into),
+            backend_tls,
+            send_proxy_protocol,
+            l7_policies: policies.iter().map(|(is_agent, value)| policy(kind(*is_agent), value)).collect(),
+        }
+    }
+}
+
+fn backend() -> impl Strategy<Value = BackendAddr> {
+    prop_oneof![
+        (any::<std::net::IpAddr>(), 1_u16..).prop_map(|(ip, port)| BackendAddr::Ip((ip, port).into())),
+        ("[a-z]{1,10}(\\.[A-Za-z]{1,10}){0,2}", 1_u16..)
+            .prop_map(|(host, port)| BackendAddr::Name { host: host.into(), port }),
+        "/[a-z /']{1,40}".prop_map(|path| BackendAddr::Unix(path.into())),
+    ]
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    let net = prop_oneof![
+        (any::<std::net::Ipv4Addr>(), 0_u8..=32)
+            .prop_map(|(addr, length)| IpNet::from(Ipv4Net::new(addr, length).unwrap().trunc())),
+        (any::<std::net::Ipv6Addr>(), 0_u8..=128)
+            .prop_map(|(addr, length)| IpNet::from(Ipv6Net::new(addr, length).unwrap().trunc())),
+    ];
+    prop_oneof![
+        // Through the text: folding of mapped addresses is the parser's.
+        (net, any::<bool>()).prop_map(|(net, is_allow)| Rule {
+            action: if is_allow { Action::Allow } else { Action::Block },
+            subject: net.to_string().parse().unwrap(),
+        }),
+        "[A-Z]{2}".prop_map(|code| block(&code)),
+    ]
+}

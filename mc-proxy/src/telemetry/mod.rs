@@ -1,0 +1,4 @@
+//! What the daemon tells about itself.
+
+pub mod limit;
+pub mod log;
