@@ -7,6 +7,7 @@
 pub(crate) mod load;
 
 mod cases;
+mod claim;
 mod cpu;
 mod interrupt;
 mod knobs;
@@ -25,20 +26,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::fs::FlockOperation;
 
 use cases::{cases, measure_all};
+use claim::Claim;
 use interrupt::Interrupt;
-use knobs::Knobs;
 use peers::MC_PROXY;
 use record::{Document, Figure, Machine};
 use stage::{Setting, Stage};
 use topology::Layout;
 
 const WORKER: &str = "--worker";
-/// On tmpfs: counters and logs must not wait for a disk.
-const WORK_DIR: &str = "/dev/shm/mc-proxy-bench";
-const LOCK: &str = "/run/mc-proxy-bench.lock";
 /// What a measurement takes beside its window: start, warm-up, drain.
 const OVERHEAD_SECS: f64 = 1.2;
 
@@ -94,8 +91,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         build_daemon()?;
     }
     let status = interrupt::run_worker(WORKER)?;
-    if status.code().is_none() && try_lock()?.is_some() {
-        clean_up_after_others()?;
+    if status.code().is_none() {
+        claim::clean_up()?;
     }
     anyhow::ensure!(status.success(), "the run did not finish: {status}");
     Ok(())
@@ -114,17 +111,7 @@ fn build_daemon() -> anyhow::Result<()> {
 
 fn measure(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::at_end_of_stdin();
-    let mut lock = try_lock()?;
-    if lock.is_none() {
-        println!("Waiting for another run to end");
-    }
-    while lock.is_none() {
-        interrupt.pause(Duration::from_millis(200))?;
-        lock = try_lock()?;
-    }
-    clean_up_after_others()?;
-    let work_dir = WorkDir::create()?;
-    let _knobs = Knobs::turn(knobs_file())?;
+    let claim = Claim::wait(&interrupt)?;
 
     let out = args.out.clone().unwrap_or_else(|| target_dir().join("bench"));
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
@@ -144,7 +131,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     };
     let peers = available(args, &mut document)?;
     let window = Duration::try_from_secs_f64(args.secs).context("--secs")?;
-    let setting = Setting { interrupt: &interrupt, machine, work_dir: &work_dir.0, peers, window };
+    let setting = Setting { interrupt: &interrupt, machine, work_dir: claim.work_dir(), peers, window };
     announce(args, &setting);
 
     let outcome = (0..args.rounds).try_for_each(|round| measure_round(args, &setting, round, &mut document));
@@ -232,51 +219,4 @@ fn workspace() -> &'static Path {
 
 fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
-}
-
-fn knobs_file() -> PathBuf {
-    Path::new(WORK_DIR).with_extension("knobs")
-}
-
-/// Namespaces have fixed names: one run at a time. The lock is held as long as the file is open.
-fn try_lock() -> anyhow::Result<Option<fs::File>> {
-    let file = fs::File::create(LOCK).with_context(|| format!("creating {LOCK}"))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("locking {LOCK}")),
-    }
-}
-
-/// Removes what a run left that was killed; only for who holds the lock.
-fn clean_up_after_others() -> anyhow::Result<()> {
-    topology::sweep()?;
-    knobs::restore(&knobs_file())?;
-    WorkDir::remove()
-}
-
-/// A directory for the run's own files, until dropped.
-#[derive(Debug)]
-struct WorkDir(PathBuf);
-
-impl WorkDir {
-    fn create() -> anyhow::Result<Self> {
-        fs::create_dir(WORK_DIR).with_context(|| format!("creating {WORK_DIR}"))?;
-        Ok(Self(WORK_DIR.into()))
-    }
-
-    fn remove() -> anyhow::Result<()> {
-        match fs::remove_dir_all(WORK_DIR) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).context(WORK_DIR),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for WorkDir {
-    fn drop(&mut self) {
-        if let Err(error) = Self::remove() {
-            eprintln!("{error:#}");
-        }
-    }
 }
