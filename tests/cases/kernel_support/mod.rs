@@ -4,11 +4,11 @@ use rustix::thread::CapabilitySet;
 
 /// What a test cannot do without.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "each test file uses its own part")]
 pub(crate) enum Privilege {
     /// Loading programs and making maps.
     Bpf,
     /// Namespaces, interfaces and mounts as well.
-    #[allow(dead_code, reason = "each test file uses its own part")]
     Root,
 }
 
