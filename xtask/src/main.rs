@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build_ebpf;
 mod cargo;
 mod ci;
@@ -27,6 +28,11 @@ enum Task {
     Setup(setup::Args),
     /// Rebuilds the committed kernel program, or checks that it is what its sources say.
     BuildEbpf(build_ebpf::Args),
+    /// Measures mc-proxy beside the proxies a user would take instead.
+    Bench(bench::Args),
+    /// Generates load, or answers it, inside a benchmark's namespace.
+    #[command(hide = true)]
+    Load(bench::load::Args),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +42,8 @@ fn main() -> ExitCode {
         Task::Ci(args) => ci::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::Load(args) => bench::load::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

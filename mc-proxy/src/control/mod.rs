@@ -4,6 +4,8 @@
 //! goes the same way: database (one transaction), memory (a new snapshot), kernel. When a method here has returned `Ok`
 //! the change is in force; when it returned an error nothing has changed.
 
+#[cfg(test)]
+mod tests;
 mod thread;
 
 pub use thread::{Owned, start};

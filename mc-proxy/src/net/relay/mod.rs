@@ -10,6 +10,8 @@
 
 mod direction;
 mod pipe;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::RefCell,

@@ -1,0 +1,179 @@
+//! The relay between real TCP sockets on loopback, with small kernel buffers so that every write blocks sooner or later.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use super::*;
+
+/// The far end of one side, and the relay's end of it.
+async fn pair() -> (TcpStream, Socket) {
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(16 * 1024).unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (near, _) = listener.accept().await.unwrap();
+    let near = near.into_std().unwrap();
+    SockRef::from(&near).set_send_buffer_size(16 * 1024).unwrap();
+    (far, Socket::new(OwnedFd::from(near)))
+}
+
+fn relay(mut client: Socket, mut backend: Socket, idle: Duration) -> JoinHandle<(Ended, Transferred)> {
+    tokio::spawn(async move {
+        let mut transferred = Transferred::default();
+        let ended = run(&mut client, &mut backend, idle, &mut transferred).await;
+        if !ended.is_clean() {
+            client.reset_on_close();
+            backend.reset_on_close();
+        }
+        (ended, transferred)
+    })
+}
+
+/// A stream that can be checked at every position.
+fn byte_at(seed: u64, position: usize) -> u8 {
+    let mixed = (position as u64 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u8
+}
+
+async fn send(mut stream: tokio::net::tcp::OwnedWriteHalf, seed: u64, total: usize, chunks: &[usize]) {
+    let mut sent = 0;
+    for chunk in chunks.iter().cycle() {
+        let chunk: Vec<u8> = (sent..total.min(sent + chunk)).map(|at| byte_at(seed, at)).collect();
+        stream.write_all(&chunk).await.unwrap();
+        sent += chunk.len();
+        if sent == total {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    stream.shutdown().await.unwrap();
+    // Dropping the half would only repeat the shutdown.
+    stream.forget();
+}
+
+async fn receive(mut stream: tokio::net::tcp::OwnedReadHalf, seed: u64, total: usize, pause: Duration) {
+    let mut buffer = vec![0; 48 * 1024];
+    let mut received = 0;
+    loop {
+        let read = stream.read(&mut buffer).await.unwrap();
+        if read == 0 {
+            break;
+        }
+        for (offset, byte) in buffer[..read].iter().enumerate() {
+            assert_eq!(*byte, byte_at(seed, received + offset), "at {}", received + offset);
+        }
+        received += read;
+        if received % 7 == 0 {
+            tokio::time::sleep(pause).await;
+        }
+    }
+    assert_eq!(received, total);
+}
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn both_directions_at_once_whatever_the_sizes() {
+    for (up, down, chunks) in [
+        (0, 0, &[1][..]),
+        (1, 300_000, &[1, 2, 3, 1000]),
+        (3_000_000, 5, &[65_536, 65_536, 65_536, 200_000, 1]),
+        (2_000_000, 2_000_000, &[100_000, 100_000, 100_000, 100_000, 100_000, 100_000, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]),
+    ] {
+        let (client, near_client) = pair().await;
+        let (backend, near_backend) = pair().await;
+        let relay = relay(near_client, near_backend, PATIENCE);
+        let (client_read, client_write) = client.into_split();
+        let (backend_read, backend_write) = backend.into_split();
+        let pause = Duration::from_millis(1);
+        let all = async {
+            tokio::join!(
+                send(client_write, 1, up, chunks),
+                send(backend_write, 2, down, chunks),
+                receive(backend_read, 1, up, pause),
+                receive(client_read, 2, down, pause),
+            )
+        };
+        timeout(PATIENCE, all).await.expect("the relay stalled");
+        let (ended, transferred) = relay.await.unwrap();
+        assert_eq!(ended, Ended::Closed);
+        assert_eq!(transferred, Transferred { client: up as u64, backend: down as u64 });
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_one_side_leaves_the_other_open() {
+    let (mut client, near_client) = pair().await;
+    let (mut backend, near_backend) = pair().await;
+    let relay = relay(near_client, near_backend, PATIENCE);
+    client.write_all(b"question").await.unwrap();
+    client.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    backend.read_to_end(&mut heard).await.unwrap();
+    assert_eq!(heard, b"question");
+    for _ in 0..100 {
+        backend.write_all(&[7; 10_000]).await.unwrap();
+        tokio::task::yield_now().await;
+        let mut part = vec![0; 10_000];
+        client.read_exact(&mut part).await.unwrap();
+    }
+    drop(backend);
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    assert_eq!(relay.await.unwrap().0, Ended::Closed);
+}
+
+#[tokio::test]
+async fn a_reset_reaches_the_other_side_as_a_reset() {
+    for is_client in [true, false] {
+        let (client, near_client) = pair().await;
+        let (backend, near_backend) = pair().await;
+        let relay = relay(near_client, near_backend, PATIENCE);
+        let (failing, mut other) = if is_client { (client, backend) } else { (backend, client) };
+        SockRef::from(&failing).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(failing);
+        let error = other.read(&mut [0; 1]).await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        let expected = if is_client { Ended::ClientFailed } else { Ended::BackendFailed };
+        assert_eq!(relay.await.unwrap().0, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_reset_after_the_end_is_noticed_while_the_other_side_is_silent() {
+    let (mut client, near_client) = pair().await;
+    let (mut backend, near_backend) = pair().await;
+    let relay = relay(near_client, near_backend, PATIENCE);
+    client.shutdown().await.unwrap();
+    assert_eq!(backend.read(&mut [0; 1]).await.unwrap(), 0);
+    SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    let (ended, _) = timeout(PATIENCE, relay).await.expect("not noticed").unwrap();
+    assert_eq!(ended, Ended::ClientFailed);
+    // A read would still give the end that came first.
+    assert!(backend.write_all(b"x").await.is_err());
+}
+
+#[tokio::test]
+async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
+    let (mut client, near_client) = pair().await;
+    let (mut backend, near_backend) = pair().await;
+    let idle = Duration::from_millis(300);
+    let start = Instant::now();
+    let relay = relay(near_client, near_backend, idle);
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        client.write_all(b"x").await.unwrap();
+        backend.read_exact(&mut [0]).await.unwrap();
+    }
+    assert_eq!(relay.await.unwrap().0, Ended::Idle);
+    assert!(start.elapsed() >= Duration::from_millis(700));
+}
