@@ -96,6 +96,11 @@ impl Running {
             Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", &error)
         })?;
 
+        let kernel = plane.status();
+        if !kernel.is_active && !config.xdp.interfaces.is_empty() {
+            tracing::warn!(why = kernel.detail, "rules are enforced in user space only");
+        }
+
         let firewall = Firewall::default();
         firewall.rules.store(Arc::new(rules));
         firewall.geoip.store(geoip.map(Arc::new));
