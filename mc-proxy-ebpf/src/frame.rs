@@ -1,5 +1,7 @@
 //! The bytes of a frame by direct packet access, in the form that the verifier follows from Linux 5.15 on.
 
+use core::arch::asm;
+
 use aya_ebpf::programs::XdpContext;
 use mc_proxy_common::packet::Frame;
 
@@ -33,7 +35,11 @@ impl Frame for XdpFrame {
             return None;
         }
         let at = self.start + offset;
-        if at + N > self.end {
+        let mut limit = at + N;
+        // SAFETY: no instruction. It hides from the compiler how `limit` came about, which would otherwise turn
+        // `at + 1 > end` into `at >= end`; of that the verifier does not conclude that a byte can be read.
+        unsafe { asm!("/* {0} */", inout(reg) limit, options(pure, nomem, nostack, preserves_flags)) };
+        if limit > self.end {
             return None;
         }
         // SAFETY: the kernel keeps `start..end` readable while the program runs, and `at..at + N` lies within it.

@@ -5,6 +5,8 @@
 
 #![no_std]
 #![no_main]
+// Inline assembly for BPF; the compiler is one that takes unstable features anyway, for `-Z build-std`.
+#![feature(asm_experimental_arch)]
 
 mod frame;
 mod maps;

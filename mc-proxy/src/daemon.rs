@@ -91,7 +91,7 @@ impl Running {
         let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
 
         let ports: BTreeSet<u16> = desired.listeners.iter().map(|l| l.addr.socket().port()).collect();
-        let plane = xdp::open(&config.xdp, ports, &rules).map_err(|error| {
+        let plane = xdp::open(&config.xdp, &ports, &rules).map_err(|error| {
             let exit = if error.is_privilege() { Exit::NoPermission } else { Exit::Failure };
             Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", &error)
         })?;

@@ -86,6 +86,14 @@ pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     sys::pin(object, path)
 }
 
+/// Detaches a link from its interface at once, whatever else refers to the link.
+///
+/// # Errors
+/// What the kernel says.
+pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    sys::detach(link)
+}
+
 /// Index of the interface that an XDP link is attached to; `None` once the interface is gone or the link was detached.
 ///
 /// # Errors

@@ -18,6 +18,7 @@ const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const LINK_DETACH: libc::c_long = 34;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const MAP_UPDATE_BATCH: libc::c_long = 26;
 const MAP_DELETE_BATCH: libc::c_long = 27;
@@ -95,6 +96,16 @@ struct InfoAttr {
     info: u64,
 }
 
+/// Which entries an update is for.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+pub(super) enum Update {
+    /// `BPF_ANY`.
+    Any = 0,
+    /// `BPF_NOEXIST`.
+    New = 1,
+}
+
 /// What a batch did before it ended: an error with `done` elements through is a partial batch.
 pub(super) struct Batch {
     pub(super) done: usize,
@@ -125,10 +136,16 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     unsafe { bpf(OBJ_PIN, &mut attr) }.map(drop)
 }
 
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = raw(link);
+    // SAFETY: the attribute is the descriptor and nothing else.
+    unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
+}
+
 /// # Safety
 /// `key` and `value` must be readable for the map's key and value size.
-pub(super) unsafe fn update(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> io::Result<()> {
-    let mut attr = element(map, key, value);
+pub(super) unsafe fn update(map: BorrowedFd<'_>, key: *const u8, value: *const u8, update: Update) -> io::Result<()> {
+    let mut attr = ElementAttr { flags: update as u64, ..element(map, key, value) };
     // SAFETY: the caller's promise.
     unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }

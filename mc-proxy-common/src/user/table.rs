@@ -68,14 +68,21 @@ impl<'fd, K: Pod, V: Pod> Table<'fd, K, V> {
         }
     }
 
-    /// Adds an entry or replaces its value.
+    /// Adds an entry, or replaces the value of one that is there; `true` if it was added.
     ///
     /// # Errors
     /// [`TableError::Full`].
-    pub fn upsert(&self, key: &K, value: &V) -> Result<(), TableError> {
+    pub fn upsert(&self, key: &K, value: &V) -> Result<bool, TableError> {
         // SAFETY: `new` compared the sizes of key and value with the map's.
-        unsafe { sys::update(self.map, bytes(key), bytes(value)) }
-            .map_err(|error| self.refused("adding an entry", error))
+        match unsafe { sys::update(self.map, bytes(key), bytes(value), sys::Update::New) } {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(self.refused("adding an entry", error)),
+        }
+        // SAFETY: as above.
+        unsafe { sys::update(self.map, bytes(key), bytes(value), sys::Update::Any) }
+            .map(|()| false)
+            .map_err(|error| self.refused("replacing an entry", error))
     }
 
     /// Removes an entry; `false` if it was not there.
@@ -100,7 +107,7 @@ impl<'fd, K: Pod, V: Pod> Table<'fd, K, V> {
         assert_eq!(keys.len(), values.len(), "a value for each key");
         self.resume(keys.len(), |range, is_single| {
             if is_single {
-                return self.upsert(&keys[range.start], &values[range.start]).map(|()| 1);
+                return self.upsert(&keys[range.start], &values[range.start]).map(|_| 1);
             }
             let (keys, values) = (&keys[range.clone()], &values[range]);
             // SAFETY: both slices have `keys.len()` elements of the map's sizes.

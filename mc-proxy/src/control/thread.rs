@@ -17,7 +17,7 @@ use crate::{
     route::{Pattern, RouteTable},
     store::{Store, StoreError},
     telemetry::describe,
-    xdp::{Change, Dataplane},
+    xdp::{Change, Dataplane, Repairs},
 };
 
 /// Commands that may wait. Callers wait for a place, and have deadlines.
@@ -279,7 +279,7 @@ impl Thread {
     fn reconcile(&mut self) {
         let rules = self.owned.edge.firewall.rules.load_full();
         match self.owned.plane.reconcile(&rules) {
-            Ok(repairs) if repairs.is_empty() => {}
+            Ok(repairs) if repairs == Repairs::default() => {}
             Ok(repairs) => tracing::warn!(
                 upserted = repairs.upserted,
                 removed = repairs.removed,

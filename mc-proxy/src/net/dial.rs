@@ -62,6 +62,10 @@ async fn dial_ip(addr: SocketAddr, first: &[u8]) -> io::Result<Socket> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     sockopt::set_tcp_nodelay(&fd, true)?;
+    if !first.is_empty() {
+        // The last acknowledgement of the handshake goes out with the first bytes, and not as a packet of its own.
+        sockopt::set_tcp_quickack(&fd, false)?;
+    }
     let result = connect(&fd, &addr);
     finish(Socket::new(fd), result, first).await
 }

@@ -38,6 +38,17 @@ impl Socket {
         Self(State::Unregistered(fd))
     }
 
+    /// Registers for reading without having tried to read: for a socket that most likely has nothing yet.
+    ///
+    /// # Errors
+    /// When the reactor cannot take it.
+    pub fn register(&mut self) -> io::Result<()> {
+        match self.0 {
+            State::Unregistered(_) => self.register_for(Interest::READABLE, State::Readable),
+            State::Readable(_) | State::Both(_) | State::Moving => Ok(()),
+        }
+    }
+
     /// Reads into `buffer`: 0 at the end.
     ///
     /// # Errors
@@ -64,7 +75,7 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         if let State::Unregistered(fd) = &self.0 {
             match retry(|| read(fd.as_fd())) {
-                Err(Errno::AGAIN) => self.register(Interest::READABLE, State::Readable)?,
+                Err(Errno::AGAIN) => self.register_for(Interest::READABLE, State::Readable)?,
                 result => return Poll::Ready(result.map_err(Into::into)),
             }
         }
@@ -104,7 +115,7 @@ impl Socket {
         // Most writes find room; what the reactor last heard is asked only after one that did not.
         match retry(|| write(self.as_fd())) {
             Err(Errno::AGAIN) if matches!(self.0, State::Both(_)) => {}
-            Err(Errno::AGAIN) => self.register(Interest::READABLE | Interest::WRITABLE, State::Both)?,
+            Err(Errno::AGAIN) => self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?,
             result => return Poll::Ready(result.map_err(Into::into)),
         }
         loop {
@@ -118,9 +129,7 @@ impl Socket {
 
     /// After the peer has ended its side: `Ready` when the connection has failed since.
     pub fn poll_failed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if matches!(self.0, State::Unregistered(_))
-            && let Err(error) = self.register(Interest::READABLE, State::Readable)
-        {
+        if let Err(error) = self.register() {
             return Poll::Ready(error);
         }
         loop {
@@ -200,7 +209,7 @@ impl Socket {
     }
 
     /// Registering reports what is the case already, so no edge is lost between two registrations.
-    fn register(&mut self, interest: Interest, state: fn(AsyncFd<OwnedFd>) -> State) -> io::Result<()> {
+    fn register_for(&mut self, interest: Interest, state: fn(AsyncFd<OwnedFd>) -> State) -> io::Result<()> {
         let fd = match std::mem::replace(&mut self.0, State::Moving) {
             State::Unregistered(fd) => fd,
             State::Readable(io) | State::Both(io) => io.into_inner(),

@@ -3,7 +3,24 @@
 //! [`Dataplane`] is all that the daemon knows of eBPF. Every rule that the kernel enforces is enforced in user space
 //! too: this plane is an optimisation that an attacker feels, never the only guard.
 
-use crate::firewall::{Rule, RuleSet};
+mod attach;
+mod entries;
+mod kernel;
+mod maps;
+mod netlink;
+mod object;
+mod pins;
+mod probe;
+mod userspace;
+
+use std::collections::BTreeSet;
+
+pub use object::PROGRAM;
+
+use crate::{
+    config,
+    firewall::{Rule, RuleSet},
+};
 
 /// A place that enforces the address rules of the desired state. Calls block on system calls; one thread makes them.
 pub trait Dataplane: Send {
@@ -95,11 +112,32 @@ pub struct ReasonCount {
     pub bytes: u64,
 }
 
+/// The plane that `config` asks for, with `rules` in force: the kernel's where that is possible, or else one that leaves
+/// the enforcement to user space and says why. `ports` are the listeners'. What an earlier daemon left in force is taken
+/// over, and removed where `config` no longer asks for it.
+///
+/// # Errors
+/// With `xdp.required`, when a rule or an interface could not be provided for.
+pub fn open(config: &config::Xdp, ports: &BTreeSet<u16>, rules: &RuleSet) -> Result<Box<dyn Dataplane>, PlaneError> {
+    let error = match kernel::KernelPlane::open(config, ports, rules) {
+        Ok(plane) => {
+            let detail = plane.status().detail;
+            if detail.is_empty() || !config.required {
+                return Ok(Box::new(plane));
+            }
+            return Err(PlaneError::new(format!("xdp.required is set, but the kernel plane is incomplete: {detail}")));
+        }
+        Err(error) => error,
+    };
+    if config.required { Err(error) } else { Ok(Box::new(userspace::UserspacePlane::new(config, &error))) }
+}
+
 /// A refusal of the kernel, with what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{context}")]
 pub struct PlaneError {
     context: String,
+    is_privilege: bool,
     #[source]
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -107,44 +145,46 @@ pub struct PlaneError {
 impl PlaneError {
     /// An error that says what was tried, on what, and how to mend it.
     pub fn new(context: impl Into<String>) -> Self {
-        Self { context: context.into(), source: None }
+        Self { context: context.into(), is_privilege: false, source: None }
     }
 
-    /// The same with a cause.
+    /// The same with a cause; a refusal of permission makes it one of privileges.
     pub fn caused(context: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { context: context.into(), source: Some(source.into()) }
+        let source = source.into();
+        let is_privilege = is_refusal(&*source);
+        Self { context: context.into(), is_privilege, source: Some(source) }
+    }
+
+    /// The daemon lacks a right.
+    pub fn privilege(context: impl Into<String>) -> Self {
+        Self { context: context.into(), is_privilege: true, source: None }
+    }
+
+    /// Whether the daemon lacks a right, so that starting it in another way would help.
+    pub fn is_privilege(&self) -> bool {
+        self.is_privilege
+    }
+
+    /// The message with its causes, on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let message = error.to_string();
+            // Some libraries repeat the cause in the message.
+            if !text.ends_with(&message) {
+                text = format!("{text}: {message}");
+            }
+            cause = error.source();
+        }
+        text
     }
 }
 
-pub fn open(
-    _config: &crate::config::Xdp,
-    _ports: std::collections::BTreeSet<u16>,
-    _rules: &RuleSet,
-) -> Result<Box<dyn Dataplane>, PlaneError> {
-    Ok(Box::new(Nope))
-}
-struct Nope;
-impl Dataplane for Nope {
-    fn apply(&mut self, _c: Change, _r: &RuleSet) -> Result<(), PlaneError> {
-        Ok(())
-    }
-    fn reconcile(&mut self, _r: &RuleSet) -> Result<Repairs, PlaneError> {
-        Ok(Repairs::default())
-    }
-    fn status(&self) -> PlaneStatus {
-        PlaneStatus::default()
-    }
-    fn shutdown(&mut self) -> Result<(), PlaneError> {
-        Ok(())
-    }
-}
-impl PlaneError {
-    pub fn is_privilege(&self) -> bool {
-        false
-    }
-}
-impl Repairs {
-    pub fn is_empty(&self) -> bool {
-        true
-    }
+/// Whether a right that is missing is at the bottom of an error.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let is_denied = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    error.downcast_ref::<std::io::Error>().is_some_and(is_denied)
+        || error.downcast_ref::<PlaneError>().is_some_and(PlaneError::is_privilege)
+        || error.source().is_some_and(is_refusal)
 }

@@ -44,8 +44,10 @@ enum State {
     Open,
     /// The source has ended; what was read may still have to be written.
     Ended,
-    /// The target has been told.
-    Done,
+    /// The target has taken everything.
+    Flushed,
+    /// The target has been told that there is no more.
+    PassedOn,
 }
 
 #[derive(Debug, Default)]
@@ -56,7 +58,7 @@ struct Pending {
 }
 
 impl Direction {
-    /// Moves what can be moved. `Ready(Ok)` once the end of the source has been passed on.
+    /// Moves what can be moved. `Ready(Ok)` once the target has taken everything up to the source's end.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -81,14 +83,18 @@ impl Direction {
         if self.state == State::Ended {
             ready!(self.poll_flush(cx, target, transferred))?;
             self.pipe = None;
+            self.state = State::Flushed;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Tells the target, once, that the source has ended and that it has everything.
+    pub(super) fn pass_on_end(&mut self, target: &Socket) -> Result<(), Side> {
+        if self.state == State::Flushed {
             target.shutdown_write().map_err(|_| Side::Target)?;
-            self.state = State::Done;
+            self.state = State::PassedOn;
         }
-        // A source that has ended may still be reset, and then takes nothing from the other direction.
-        match source.poll_failed(cx) {
-            Poll::Ready(_) => Poll::Ready(Err(Side::Source)),
-            Poll::Pending => Poll::Ready(Ok(())),
-        }
+        Ok(())
     }
 
     fn poll_copy(

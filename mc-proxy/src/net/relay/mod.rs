@@ -58,6 +58,13 @@ impl Ended {
 /// Relays until both sides have ended, one has failed, or nothing has moved for `idle`. `transferred` is kept current,
 /// for a relay that is dropped half-way.
 pub async fn run(client: &mut Socket, backend: &mut Socket, idle: Duration, transferred: &mut Transferred) -> Ended {
+    // The first look would most likely be in vain: the client waits for an answer to what it has sent already.
+    if client.register().is_err() {
+        return Ended::ClientFailed;
+    }
+    if backend.register().is_err() {
+        return Ended::BackendFailed;
+    }
     let mut up = Direction::default();
     let mut down = Direction::default();
     let mut moved_at = Instant::now();
@@ -91,17 +98,45 @@ fn poll_both(
     down: &mut Direction,
     transferred: &mut Transferred,
 ) -> Poll<Ended> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let up = up.poll(cx, client, backend, buffer, &mut transferred.client);
-        if let Poll::Ready(Err(side)) = up {
-            return Poll::Ready(if side == Side::Source { Ended::ClientFailed } else { Ended::BackendFailed });
+    let (up_done, down_done) = BUFFER.with_borrow_mut(|buffer| {
+        let up_done = up.poll(cx, client, backend, buffer, &mut transferred.client).map_err(client_to_backend);
+        let down_done = down.poll(cx, backend, client, buffer, &mut transferred.backend).map_err(backend_to_client);
+        (up_done, down_done)
+    });
+    let (up_done, down_done) = match (up_done, down_done) {
+        (Poll::Ready(Err(ended)), _) | (_, Poll::Ready(Err(ended))) => return Poll::Ready(ended),
+        // The close that follows tells the ends what is left to tell.
+        (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ended::Closed),
+        (up_done, down_done) => (up_done.is_ready(), down_done.is_ready()),
+    };
+    // A side that has ended may still be reset, and then takes nothing from the other any more.
+    if up_done {
+        if let Err(side) = up.pass_on_end(backend) {
+            return Poll::Ready(client_to_backend(side));
         }
-        let down = down.poll(cx, backend, client, buffer, &mut transferred.backend);
-        if let Poll::Ready(Err(side)) = down {
-            return Poll::Ready(if side == Side::Source { Ended::BackendFailed } else { Ended::ClientFailed });
+        return client.poll_failed(cx).map(|_| Ended::ClientFailed);
+    }
+    if down_done {
+        if let Err(side) = down.pass_on_end(client) {
+            return Poll::Ready(backend_to_client(side));
         }
-        if up.is_ready() && down.is_ready() { Poll::Ready(Ended::Closed) } else { Poll::Pending }
-    })
+        return backend.poll_failed(cx).map(|_| Ended::BackendFailed);
+    }
+    Poll::Pending
+}
+
+fn client_to_backend(side: Side) -> Ended {
+    match side {
+        Side::Source => Ended::ClientFailed,
+        Side::Target => Ended::BackendFailed,
+    }
+}
+
+fn backend_to_client(side: Side) -> Ended {
+    match side {
+        Side::Source => Ended::BackendFailed,
+        Side::Target => Ended::ClientFailed,
+    }
 }
 
 /// Bytes that one read may take. With less, bulk pays in system calls; with more, the buffer leaves the cache.

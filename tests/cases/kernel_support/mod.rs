@@ -1,0 +1,29 @@
+//! What the tests of the kernel plane have in common.
+
+use rustix::thread::CapabilitySet;
+
+/// What a test cannot do without.
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "each test file uses its own part")]
+pub(crate) enum Privilege {
+    /// Loading programs and making maps.
+    Bpf,
+    /// Namespaces, interfaces and mounts as well.
+    Root,
+}
+
+/// Whether a test can run; if not, it says that it is skipped and why. With `MC_PROXY_REQUIRE_KERNEL=1` that is a failure.
+pub(crate) fn needs(privilege: Privilege) -> bool {
+    let effective = rustix::thread::capabilities(None).unwrap().effective;
+    let wanted = match privilege {
+        Privilege::Bpf => CapabilitySet::BPF | CapabilitySet::NET_ADMIN,
+        Privilege::Root => CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN,
+    };
+    if effective.contains(wanted) {
+        return true;
+    }
+    let missing = format!("{privilege:?} needs {wanted:?}, this process has {effective:?}");
+    assert!(std::env::var_os("MC_PROXY_REQUIRE_KERNEL").is_none_or(|value| value != "1"), "{missing}");
+    eprintln!("SKIPPED: {missing}; run the tests as root");
+    false
+}
