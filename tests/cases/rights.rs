@@ -100,7 +100,7 @@ fn without_capabilities_it_serves_enforces_in_user_space_and_says_so() -> Result
     let kernel_status = admin.status()?.kernel.context("no word about the kernel plane")?;
     ensure!(!kernel_status.active && !kernel_status.detail.is_empty(), "{kernel_status:?}");
     let status = String::from_utf8(edge.run("status")?.stdout)?;
-    ensure!(status.contains("user space"), "{status}");
+    ensure!(status.contains("kernel: off") && status.contains("CAP_BPF"), "{status}");
     daemon.stop()?;
 
     edge.configure(&format!("{routes}{kernel}"))?;

@@ -21,12 +21,12 @@ mod stats;
 mod topology;
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use crate::cargo;
 use cases::{cases, measure_all};
 use claim::Claim;
 use interrupt::Interrupt;
@@ -100,11 +100,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn build_daemon() -> anyhow::Result<()> {
     println!("Building the release daemon");
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--package", MC_PROXY, "--bin", MC_PROXY])
-        .current_dir(workspace())
-        .status()
-        .context("running cargo")?;
+    let build = ["build", "--release", "--package", MC_PROXY, "--bin", MC_PROXY];
+    let status = cargo::cargo(&build).status().context("running cargo")?;
     anyhow::ensure!(status.success(), "the daemon does not build: {status}");
     Ok(())
 }
@@ -113,7 +110,7 @@ fn measure(args: &Args) -> anyhow::Result<()> {
     let interrupt = Interrupt::at_end_of_stdin();
     let claim = Claim::wait(&interrupt)?;
 
-    let out = args.out.clone().unwrap_or_else(|| target_dir().join("bench"));
+    let out = args.out.clone().unwrap_or_else(|| cargo::target().join("bench"));
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let started = process::run("date", &["-u", "+%Y%m%dT%H%M%SZ"])?.trim().to_owned();
     let machine = Machine::here()?;
@@ -172,7 +169,7 @@ fn measure_round(args: &Args, setting: &Setting<'_>, round: u32, document: &mut 
 
 /// The peers that can run here; a note for each that cannot.
 fn available(args: &Args, document: &mut Document) -> anyhow::Result<Vec<(&'static peers::Peer, PathBuf)>> {
-    let release_dir = target_dir().join("release");
+    let release_dir = cargo::target().join("release");
     let mut available = Vec::new();
     for peer in peers::chosen(args.peers.as_deref())? {
         match peer.program(&release_dir).and_then(|program| Ok((peer.version(&program)?, program))) {
@@ -198,7 +195,7 @@ fn announce(args: &Args, setting: &Setting<'_>) {
 
 /// What ran, for the record: this workspace, and the packet filters installed beside the proxies.
 fn versions() -> std::collections::BTreeMap<&'static str, String> {
-    let root = workspace().to_string_lossy().into_owned();
+    let root = cargo::root().to_string_lossy().into_owned();
     let commands: [(&str, &str, &[&str]); 4] = [
         ("commit", "git", &["-C", &root, "describe", "--always", "--dirty"]),
         ("nftables", "nft", &["--version"]),
@@ -211,12 +208,4 @@ fn versions() -> std::collections::BTreeMap<&'static str, String> {
         Some((name, said.lines().next()?.trim().to_owned()))
     };
     commands.into_iter().filter_map(version).collect()
-}
-
-fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a member of the workspace")
-}
-
-fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }

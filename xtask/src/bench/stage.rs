@@ -186,7 +186,7 @@ impl<'a> Stage<'a> {
         if error.is::<Interrupted>() {
             return Err(error);
         }
-        bail!("{}", fs::read_to_string(&log).unwrap_or_default().trim().trim_start_matches("error: "))
+        bail!("{}", fs::read_to_string(&log).unwrap_or_default().trim().trim_start_matches("cargo xtask: "))
     }
 
     fn client(&self, peer: &Running, role: &[&str], life: Duration) -> anyhow::Result<Process> {
