@@ -206,15 +206,13 @@ fn bind(listeners: &[Listener], workers: usize) -> Result<Vec<Vec<Bound>>, Failu
     let bind_one = |listener: &Listener| {
         listener::bind(&listener.addr, workers).map_err(|error| {
             let port = listener.addr.socket().port();
-            let (exit, remedy) = match error.kind() {
-                io::ErrorKind::AddrInUse => {
-                    (Exit::Failure, format!("address already in use; `ss -tlnp | grep ':{port}'` shows by whom"))
-                }
-                io::ErrorKind::PermissionDenied => (
-                    Exit::NoPermission,
-                    format!("ports below 1024 need CAP_NET_BIND_SERVICE ({error}); the unit file grants it"),
-                ),
-                _ => (Exit::Failure, error.to_string()),
+            let (exit, remedy) = if error.kind() == io::ErrorKind::AddrInUse {
+                (Exit::Failure, format!("address already in use; `ss -tlnp | grep ':{port}'` shows by whom"))
+            } else if error.kind() == io::ErrorKind::PermissionDenied {
+                let remedy = "ports below 1024 need CAP_NET_BIND_SERVICE, which the unit file grants";
+                (Exit::NoPermission, format!("{error}; {remedy}"))
+            } else {
+                (Exit::Failure, error.to_string())
             };
             Failure::new(exit, format!("listener {}: {remedy}", listener.addr))
         })

@@ -157,7 +157,7 @@ impl Acceptor {
                 self.connections.spawn(conn::run(Arc::clone(&self.edge), permit, fd, peer));
             }
             None => {
-                Socket::new(fd).reset();
+                drop(Socket::new(fd));
                 self.edge.counters.count(Outcome::OverLimit, 0, 0);
             }
         }

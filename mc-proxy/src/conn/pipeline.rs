@@ -25,7 +25,7 @@ use crate::{
     net::{
         addr::{ClientAddr, PeerAddr},
         dial::{DialError, dial},
-        relay,
+        relay::{self, Ended},
         socket::Socket,
     },
     tls::{ClientHelloReader, MAX_WIRE, Progress, UNRECOGNIZED_NAME_ALERT},
@@ -36,10 +36,11 @@ pub async fn run(edge: Arc<Edge>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
     let mut client = Socket::new(fd);
     let mut record = Record::new(edge, permit, ClientAddr::from_peer(peer));
     let outcome = serve(&mut client, &mut record).await;
-    if outcome != Outcome::Closed {
-        client.reset_on_close();
+    if outcome == Outcome::Closed {
+        client.close();
+    } else {
+        drop(client);
     }
-    drop(client);
     record.finish(outcome);
 }
 
@@ -68,8 +69,8 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
     drop(hello);
     let idle = record.edge().proxy.idle_timeout;
     let ended = relay::run(client, &mut backend, idle, &mut record.transferred).await;
-    if !ended.is_clean() {
-        backend.reset_on_close();
+    if ended == Ended::Closed {
+        backend.close();
     }
     ended.into()
 }
@@ -84,9 +85,8 @@ async fn greet(client: &mut Socket, record: &mut Record) -> Result<Vec<u8>, Outc
     let mut reader = ClientHelloReader::new();
     let mut bytes = Vec::new();
     loop {
-        let read = match receive(client, &mut bytes, deadline).await {
-            Some(read) => read,
-            None => return Err(Outcome::HandshakeTimeout),
+        let Some(read) = receive(client, &mut bytes, deadline).await else {
+            return Err(Outcome::HandshakeTimeout);
         };
         match read {
             Ok(1..) => {}

@@ -17,9 +17,13 @@ use rustix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// A non-blocking stream socket, TCP or Unix.
+/// A non-blocking stream socket, TCP or Unix. Dropped without [`Self::close`] it is reset, so that whatever goes wrong,
+/// the peer never takes a part for the whole.
 #[derive(Debug)]
-pub struct Socket(State);
+pub struct Socket {
+    state: State,
+    is_complete: bool,
+}
 
 #[derive(Debug)]
 enum State {
@@ -35,7 +39,7 @@ enum State {
 impl Socket {
     /// Takes a socket that is already non-blocking.
     pub fn new(fd: OwnedFd) -> Self {
-        Self(State::Unregistered(fd))
+        Self { state: State::Unregistered(fd), is_complete: false }
     }
 
     /// Registers for reading without having tried to read: for a socket that most likely has nothing yet.
@@ -43,7 +47,7 @@ impl Socket {
     /// # Errors
     /// When the reactor cannot take it.
     pub fn register(&mut self) -> io::Result<()> {
-        match self.0 {
+        match self.state {
             State::Unregistered(_) => self.register_for(Interest::READABLE, State::Readable),
             State::Readable(_) | State::Both(_) | State::Moving => Ok(()),
         }
@@ -73,7 +77,7 @@ impl Socket {
         mut read: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
         is_drained: impl Fn(usize) -> bool,
     ) -> Poll<io::Result<usize>> {
-        if let State::Unregistered(fd) = &self.0 {
+        if let State::Unregistered(fd) = &self.state {
             match retry(|| read(fd.as_fd())) {
                 Err(Errno::AGAIN) => self.register_for(Interest::READABLE, State::Readable)?,
                 result => return Poll::Ready(result.map_err(Into::into)),
@@ -114,7 +118,7 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         // Most writes find room; what the reactor last heard is asked only after one that did not.
         match retry(|| write(self.as_fd())) {
-            Err(Errno::AGAIN) if matches!(self.0, State::Both(_)) => {}
+            Err(Errno::AGAIN) if matches!(self.state, State::Both(_)) => {}
             Err(Errno::AGAIN) => self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?,
             result => return Poll::Ready(result.map_err(Into::into)),
         }
@@ -196,21 +200,13 @@ impl Socket {
         Ok(net::shutdown(self, Shutdown::Write)?)
     }
 
-    /// Closes the socket with a reset instead of FIN: the peer is not to take what it got for all there was.
-    pub fn reset(self) {
-        self.reset_on_close();
+    /// Closes the socket in order: what has been written still arrives, then the end.
+    pub fn close(mut self) {
+        self.is_complete = true;
     }
 
-    /// Makes the close to come a reset.
-    pub fn reset_on_close(&self) {
-        if let Err(error) = sockopt::set_socket_linger(self, Some(Duration::ZERO)) {
-            tracing::debug!(%error, "a connection could not be reset");
-        }
-    }
-
-    /// Registering reports what is the case already, so no edge is lost between two registrations.
     fn register_for(&mut self, interest: Interest, state: fn(AsyncFd<OwnedFd>) -> State) -> io::Result<()> {
-        let fd = match std::mem::replace(&mut self.0, State::Moving) {
+        let fd = match std::mem::replace(&mut self.state, State::Moving) {
             State::Unregistered(fd) => fd,
             State::Readable(io) | State::Both(io) => io.into_inner(),
             State::Moving => return Err(not_registered()),
@@ -219,28 +215,38 @@ impl Socket {
         let registered = AsyncFd::try_with_interest(fd, interest);
         match registered {
             Ok(io) => {
-                self.0 = state(io);
+                self.state = state(io);
                 Ok(())
             }
             Err(error) => {
                 let (fd, error) = error.into_parts();
-                self.0 = State::Unregistered(fd);
+                self.state = State::Unregistered(fd);
                 Err(error)
             }
         }
     }
 
     fn reactor(&mut self) -> io::Result<&mut AsyncFd<OwnedFd>> {
-        match &mut self.0 {
+        match &mut self.state {
             State::Readable(io) | State::Both(io) => Ok(io),
             State::Unregistered(_) | State::Moving => Err(not_registered()),
         }
     }
 }
 
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if !self.is_complete
+            && let Err(error) = sockopt::set_socket_linger(&*self, Some(Duration::ZERO))
+        {
+            tracing::debug!(%error, "a connection could not be reset");
+        }
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.0 {
+        match &self.state {
             State::Unregistered(fd) => fd.as_fd(),
             State::Readable(io) | State::Both(io) => io.as_fd(),
             State::Moving => unreachable!("`register` puts a state back before it returns"),

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until};
 use self::direction::{Direction, Side};
 use super::socket::Socket;
 
-/// How a relay ended. The sockets are closed by whoever gets this; see [`Ended::is_clean`].
+/// How a relay ended. Whoever gets this closes the sockets if it is [`Ended::Closed`], and otherwise drops them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Both sides have ended, and each got everything that the other sent.
@@ -46,13 +46,6 @@ pub struct Transferred {
     pub client: u64,
     /// From the backend to the client.
     pub backend: u64,
-}
-
-impl Ended {
-    /// Whether closing may be orderly; otherwise both sides are to be reset.
-    pub fn is_clean(self) -> bool {
-        self == Self::Closed
-    }
 }
 
 /// Relays until both sides have ended, one has failed, or nothing has moved for `idle`. `transferred` is kept current,

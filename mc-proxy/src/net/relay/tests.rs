@@ -30,9 +30,9 @@ fn relay(mut client: Socket, mut backend: Socket, idle: Duration) -> JoinHandle<
     tokio::spawn(async move {
         let mut transferred = Transferred::default();
         let ended = run(&mut client, &mut backend, idle, &mut transferred).await;
-        if !ended.is_clean() {
-            client.reset_on_close();
-            backend.reset_on_close();
+        if ended == Ended::Closed {
+            client.close();
+            backend.close();
         }
         (ended, transferred)
     })
