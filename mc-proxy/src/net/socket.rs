@@ -99,6 +99,14 @@ impl Socket {
         }
     }
 
+    /// Reads with another call than `recv`, without waiting and without noting what came of it.
+    ///
+    /// # Errors
+    /// As the call; `EAGAIN` among them.
+    pub fn try_read_with(&self, mut read: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>) -> Result<usize, Errno> {
+        retry(|| read(self.as_fd()))
+    }
+
     /// Writes as much as the kernel takes, at least one byte.
     ///
     /// # Errors

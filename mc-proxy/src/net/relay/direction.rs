@@ -2,6 +2,8 @@
 
 use std::task::{Context, Poll, ready};
 
+use rustix::io::Errno;
+
 use super::pipe::Pipe;
 use crate::net::socket::Socket;
 
@@ -137,7 +139,7 @@ impl Direction {
         target: &mut Socket,
         transferred: &mut u64,
     ) -> Poll<Result<usize, Side>> {
-        ready!(self.poll_flush(cx, target, transferred))?;
+        ready!(self.poll_flush_pending(cx, target, transferred))?;
         if self.pipe.is_none() {
             self.pipe = Pipe::take();
         }
@@ -145,27 +147,50 @@ impl Direction {
             self.is_bulk = false;
             return Poll::Ready(Ok(0));
         };
-        let Poll::Ready(filled) = source.poll_read_with(cx, |fd| pipe.fill(fd), |_| false) else {
-            self.pipe = None;
-            return Poll::Pending;
-        };
-        let filled = filled.map_err(|_| Side::Source)?;
-        if filled == 0 {
-            self.state = State::Ended;
-            return Poll::Ready(Ok(0));
+        if pipe.held() == 0 {
+            let Poll::Ready(filled) = source.poll_read_with(cx, |fd| pipe.fill(fd), |_| false) else {
+                self.pipe = None;
+                return Poll::Pending;
+            };
+            self.filled(filled.map_err(|_| Side::Source)?);
+        } else if pipe.has_room() {
+            // While the target is busy the pipe takes more. "Would block" may mean the pipe or the source here, so it
+            // says nothing of the source.
+            match source.try_read_with(|fd| pipe.fill(fd)) {
+                Ok(filled) => self.filled(filled),
+                Err(Errno::AGAIN) => {}
+                Err(_) => return Poll::Ready(Err(Side::Source)),
+            }
         }
-        self.streak = if filled < SMALL { self.streak + 1 } else { 0 };
-        ready!(self.poll_flush(cx, target, transferred))?;
-        if self.streak >= CHATTY_AFTER {
+        let written = ready!(self.poll_empty_pipe(cx, target, transferred))?;
+        if self.streak >= CHATTY_AFTER && self.pipe.as_ref().is_some_and(|pipe| pipe.held() == 0) {
             self.streak = 0;
             self.is_bulk = false;
             self.pipe = None;
         }
-        Poll::Ready(Ok(filled))
+        Poll::Ready(Ok(written))
     }
 
-    /// Writes what has been read before.
+    fn filled(&mut self, bytes: usize) {
+        if bytes == 0 {
+            self.state = State::Ended;
+        }
+        self.streak = if bytes < SMALL { self.streak + 1 } else { 0 };
+    }
+
+    /// Writes everything that has been read.
     fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        target: &mut Socket,
+        transferred: &mut u64,
+    ) -> Poll<Result<(), Side>> {
+        ready!(self.poll_flush_pending(cx, target, transferred))?;
+        while ready!(self.poll_empty_pipe(cx, target, transferred))? > 0 {}
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush_pending(
         &mut self,
         cx: &mut Context<'_>,
         target: &mut Socket,
@@ -176,14 +201,23 @@ impl Direction {
             *transferred += written as u64;
             self.pending.advance(written);
         }
-        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
-            let written = ready!(target.poll_write_with(cx, |fd| pipe.empty(fd))).map_err(|_| Side::Target)?;
-            if written == 0 {
-                return Poll::Ready(Err(Side::Target));
-            }
-            *transferred += written as u64;
-        }
         Poll::Ready(Ok(()))
+    }
+
+    /// Moves what the target takes at once; 0 when the pipe is empty.
+    fn poll_empty_pipe(
+        &mut self,
+        cx: &mut Context<'_>,
+        target: &mut Socket,
+        transferred: &mut u64,
+    ) -> Poll<Result<usize, Side>> {
+        let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) else { return Poll::Ready(Ok(0)) };
+        let written = ready!(target.poll_write_with(cx, |fd| pipe.empty(fd))).map_err(|_| Side::Target)?;
+        if written == 0 {
+            return Poll::Ready(Err(Side::Target));
+        }
+        *transferred += written as u64;
+        Poll::Ready(Ok(written))
     }
 }
 

@@ -61,6 +61,11 @@ impl Pipe {
         self.held
     }
 
+    /// Whether a fill could get anything.
+    pub(super) fn has_room(&self) -> bool {
+        self.ends.as_ref().is_some_and(|ends| self.held < ends.capacity)
+    }
+
     /// Moves bytes from `source` into the pipe. `EAGAIN`: the source has none, if the pipe is empty.
     pub(super) fn fill(&mut self, source: BorrowedFd<'_>) -> Result<usize, Errno> {
         let ends = self.ends.as_ref().ok_or(Errno::BADF)?;
