@@ -1,10 +1,14 @@
 //! After the hello, the proxy is a wire: every byte, both ways, and every way in which a connection can end.
 
 use std::{
-    io::{ErrorKind, Read as _, Write as _},
+    io::{Read as _, Write as _},
+    mem,
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixListener,
-    sync::mpsc::Receiver,
+    sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::Receiver,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +21,7 @@ use mc_proxy_tests::{
     config::{listener, loopback},
     daemon::{Daemon, Installation},
     hello::Hello,
-    wait::{SOON, pass},
+    wait::{SOON, pass, until},
 };
 use socket2::SockRef;
 
@@ -167,35 +171,32 @@ fn a_reader_that_stalls_holds_the_sender_back_and_loses_nothing() -> Result<()> 
     let resident = wire.daemon.resident_bytes()?;
     // The kernel's own buffers take tens of megabytes when they may grow; what the daemon adds is what counts.
     SockRef::from(&client).set_recv_buffer_size(64 << 10)?;
-    let length = 96 * MB;
-    let sender = thread::spawn(move || -> Result<_> {
-        backend.set_write_timeout(Some(Duration::from_millis(700)))?;
-        let mut stream = bytes::Bytes::of(6);
-        let mut block = vec![0; 1 << 16];
-        let (mut sent, mut was_held_back) = (0, false);
-        while sent < length {
-            stream.fill(&mut block);
-            let mut rest = block.as_slice();
-            while !rest.is_empty() {
-                match backend.write(rest) {
-                    Ok(count) => rest = &rest[count..],
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => was_held_back = true,
-                    Err(error) => return Err(error).context("sending"),
-                }
+    let length = 128 << 20;
+    let sent = AtomicU64::new(0);
+    thread::scope(|scope| -> Result<()> {
+        let sender = scope.spawn(|| -> Result<()> {
+            let mut stream = bytes::Bytes::of(6);
+            let mut block = vec![0; 1 << 16];
+            while sent.load(Relaxed) < length {
+                stream.fill(&mut block);
+                backend.write_all(&block).context("sending")?;
+                sent.fetch_add(block.len() as u64, Relaxed);
             }
-            sent += block.len() as u64;
-        }
-        Ok((sent, was_held_back))
-    });
-    pass(Duration::from_secs(2));
-    let grown = wire.daemon.resident_bytes()?.saturating_sub(resident);
-    ensure!(grown < 8 << 20, "the daemon has grown by {grown} bytes for one reader that stalls");
-    let total = length.next_multiple_of(1 << 16);
-    bytes::receive(&mut client, 6, total)?;
-    let (sent, was_held_back) = sender.join().map_err(|_| anyhow!("the backend panicked"))??;
-    ensure!(sent == total);
-    ensure!(was_held_back, "{length} bytes fitted between a sender and a reader that does not read");
-    Ok(())
+            backend.shutdown(Shutdown::Write).context("half-closing")
+        });
+        let mut last = 0;
+        until("a sender that is held back", SOON, || {
+            pass(Duration::from_millis(700));
+            let now = sent.load(Relaxed);
+            Ok(mem::replace(&mut last, now) == now)
+        })?;
+        ensure!(last < length, "{last} bytes fitted between a sender and a reader that does not read");
+        let grown = wire.daemon.resident_bytes()?.saturating_sub(resident);
+        ensure!(grown < 8 << 20, "the daemon has grown by {grown} bytes for one reader that stalls");
+
+        bytes::receive(&mut client, 6, length)?;
+        sender.join().map_err(|_| anyhow!("the backend panicked"))?
+    })
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn three_capabilities_are_enough_for_everything() -> Result<()> {
         xdp(&bpffs, "listeners")
     ))?
     .within(&net.edge.namespace)
-    .as_nobody_with(&["bpf", "net_admin", "net_bind_service"])?;
+    .as_nobody_with(&capabilities_of_the_unit()?.each_ref().map(String::as_str))?;
     let daemon = edge.start()?;
     let admin = edge.admin()?;
     let kernel = admin.status()?.kernel.context("no kernel plane")?;
@@ -109,6 +109,21 @@ fn without_capabilities_it_serves_enforces_in_user_space_and_says_so() -> Result
     ensure!(output.status.code() == Some(EXIT_RIGHTS), "with xdp.required: {}: {words}", output.status);
     ensure!(words.contains("CAP_BPF"), "{words}");
     Ok(())
+}
+
+/// What `deploy/mc-proxy.service` grants, as `setpriv` names it.
+fn capabilities_of_the_unit() -> Result<[String; 3]> {
+    let unit = include_str!("../../deploy/mc-proxy.service");
+    let list = |key: &str| {
+        let line =
+            unit.lines().find_map(|line| line.strip_prefix(key)).with_context(|| format!("no {key} in the unit"))?;
+        let names = line.split_whitespace().map(|name| name.trim_start_matches("CAP_").to_lowercase());
+        anyhow::Ok(names.collect::<Vec<_>>())
+    };
+    let ambient = list("AmbientCapabilities=")?;
+    ensure!(ambient == list("CapabilityBoundingSet=")?, "the two lists of the unit differ");
+    ensure!(ambient == ["bpf", "net_admin", "net_bind_service"], "{ambient:?}");
+    ambient.try_into().map_err(|list| anyhow::anyhow!("three are promised, not {list:?}"))
 }
 
 fn missing() -> Option<String> {

@@ -1,8 +1,9 @@
 //! `cargo xtask ci`: everything that has to hold before a change lands, with the time that each step takes.
 
 use std::{
+    io::ErrorKind,
     path::Path,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,7 @@ use rustix::{
 };
 
 use crate::{
-    cargo::{cargo, succeed},
+    cargo::{cargo, root, succeed},
     test,
 };
 
@@ -34,12 +35,13 @@ type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
 /// Runs all steps; the first that fails ends it.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let steps: [Step<'_>; 7] = [
+    let steps: [Step<'_>; 8] = [
         ("format", Box::new(|| succeed(&mut cargo(&["fmt", "--all", "--check"])))),
         ("lints", Box::new(lints)),
         ("dependencies", Box::new(dependencies)),
         ("documents", Box::new(documents)),
         ("kernel program", Box::new(kernel_program)),
+        ("systemd unit", Box::new(unit)),
         ("BPF file system", Box::new(mount_bpffs)),
         ("tests", Box::new(|| test::run(&test::Args { require_kernel: !args.without_kernel, cargo_args: Vec::new() }))),
     ];
@@ -84,6 +86,26 @@ fn kernel_program() -> Result<()> {
         println!("SKIPPED: the object may not be rebuilt: {error:#}");
     }
     xtask(&["build-ebpf", "--check"])
+}
+
+/// The unit stays hardened: an exposure of at most 2.0, as systemd counts it.
+fn unit() -> Result<()> {
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(["security", "--offline=true", "--threshold=20", "--no-pager", "deploy/mc-proxy.service"]);
+    analyze.current_dir(root());
+    match analyze.output() {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            println!("{}", text.lines().last().unwrap_or_default());
+            Ok(())
+        }
+        Ok(output) => bail!("{}", String::from_utf8_lossy(&output.stdout)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            println!("SKIPPED: systemd-analyze is not there");
+            Ok(())
+        }
+        Err(error) => Err(error).context("running systemd-analyze"),
+    }
 }
 
 /// The rules of `deny.toml`. Advisories need a database from the network and are left to `cargo deny check advisories`.
