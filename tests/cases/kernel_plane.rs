@@ -29,6 +29,7 @@ use mc_proxy_common::{
     user::{self, MapInfo, Table, TableError},
 };
 
+use crate::kernel_support::become_nobody;
 use crate::lab::{INTERFACE, Lab, OUTSIDE, SECOND};
 
 const PORT: u16 = 4433;
@@ -469,17 +470,4 @@ fn make_maps_foreign(lab: &Lab) {
     let mut ebpf = loader.map_max_entries(BLOCK4.name, 16).load(xdp::PROGRAM).unwrap();
     let Some(aya::maps::Map::HashMap(map)) = ebpf.take_map(BLOCK4.name) else { panic!("no map") };
     MapData::pin(&map, &path).unwrap();
-}
-
-/// This thread only: another user with CAP_BPF and CAP_NET_ADMIN.
-fn become_nobody() {
-    use rustix::thread::{CapabilitySet, CapabilitySets};
-    rustix::thread::set_keep_capabilities(true).unwrap();
-    let nobody = rustix::process::Gid::from_raw(65534);
-    rustix::thread::set_thread_groups(&[]).unwrap();
-    rustix::thread::set_thread_gid(nobody).unwrap();
-    rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
-    let two = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
-    let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).unwrap();
 }
