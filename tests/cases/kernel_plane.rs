@@ -1,5 +1,7 @@
 //! The kernel plane on real interfaces: taken over, replaced, repaired, shared with others, filled to the brim.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 #[path = "kernel_support/mod.rs"]
 mod kernel_support;
 #[path = "kernel_support/lab.rs"]
