@@ -63,7 +63,7 @@ pub struct RuleValue {
 pub struct Counter {
     /// Packets.
     pub packets: u64,
-    /// Bytes of the frames, from the Ethernet header on.
+    /// Bytes of the frames, from the Ethernet header on; 0 before Linux 5.18, which cannot tell.
     pub bytes: u64,
 }
 

@@ -7,7 +7,7 @@ use core::net::IpAddr;
 
 use crate::{
     maps::{self, RuleValue, Scope},
-    packet::{Frame, Packet, Transport, Unjudged},
+    packet::{Cursor, Packet, Transport, Unjudged},
     reason::Reason,
 };
 
@@ -76,13 +76,13 @@ pub fn judge_source<L: Lookup>(lookup: &L, source: IpAddr) -> SourceVerdict {
 /// fragment: its first one carries the port and is judged, so the datagram of a blocked source never completes. A
 /// packet that hides its transport header is judged as if it were for a listener.
 #[inline(always)]
-pub fn judge_packet<F: Frame, L: Lookup>(frame: &F, scope: Scope, lookup: &L) -> Reason {
+pub fn judge_packet<C: Cursor, L: Lookup>(frame: C, scope: Scope, lookup: &L) -> Reason {
     let packet = match Packet::parse(frame) {
         Ok(packet) => packet,
         Err(Unjudged::NotIp) => return Reason::NotIp,
         Err(Unjudged::Malformed) => return Reason::Malformed,
     };
-    let transport = packet.transport(frame);
+    let transport = packet.transport();
     if transport == Transport::NeighborDiscovery {
         return Reason::NeighborDiscovery;
     }

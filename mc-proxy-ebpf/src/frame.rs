@@ -1,49 +1,49 @@
-//! The bytes of a frame by direct packet access, in the form that the verifier follows from Linux 5.15 on.
+//! The bytes of a frame by direct packet access, in the form that the verifier follows from Linux 5.15 on and without
+//! `CAP_PERFMON`.
 
 use core::arch::asm;
 
 use aya_ebpf::programs::XdpContext;
-use mc_proxy_common::packet::Frame;
+use mc_proxy_common::packet::Cursor;
 
-/// Bytes from the start of a frame that can be looked at: beyond the longest chain of headers that is walked, and within
-/// what the verifier allows as an offset into a packet (64 KiB).
-const OFFSET_MAX: usize = 0x7fff;
-
-/// The frame of one program run.
-pub(crate) struct XdpFrame {
-    start: usize,
+/// A position in the frame of one program run.
+#[derive(Clone, Copy)]
+pub(crate) struct XdpCursor {
+    at: usize,
     end: usize,
 }
 
-impl XdpFrame {
+impl XdpCursor {
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end() }
-    }
-
-    /// Bytes of the frame.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u64 {
-        (self.end - self.start) as u64
+    pub(crate) fn start(ctx: &XdpContext) -> Self {
+        Self { at: ctx.data(), end: ctx.data_end() }
     }
 }
 
-impl Frame for XdpFrame {
+impl Cursor for XdpCursor {
     #[inline(always)]
-    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > OFFSET_MAX {
+    fn load<const OFFSET: usize, const N: usize>(self) -> Option<[u8; N]> {
+        // Opaque, because the compiler would turn `at + 1 > end` into `at >= end`, from which the verifier does not
+        // conclude that a byte can be read.
+        if opaque(self.at + OFFSET + N) > self.end {
             return None;
         }
-        let at = self.start + offset;
-        let mut limit = at + N;
-        // SAFETY: no instruction. It hides from the compiler how `limit` came about, which would otherwise turn
-        // `at + 1 > end` into `at >= end`; of that the verifier does not conclude that a byte can be read.
-        unsafe { asm!("/* {0} */", inout(reg) limit, options(pure, nomem, nostack, preserves_flags)) };
-        if limit > self.end {
-            return None;
-        }
-        // SAFETY: the kernel keeps `start..end` readable while the program runs, and `at..at + N` lies within it.
-        // A byte array has no alignment, and every bit pattern is one.
-        Some(unsafe { (at as *const [u8; N]).read() })
+        // SAFETY: the kernel keeps everything up to `end` readable while the program runs, and `at` is not before the
+        // frame's start. A byte array has no alignment, and every bit pattern is one.
+        Some(unsafe { ((self.at + OFFSET) as *const [u8; N]).read() })
     }
+
+    #[inline(always)]
+    fn advance<const N: usize>(self) -> Self {
+        // Opaque, because the compiler would join several ways to get here into one addition of a variable.
+        Self { at: opaque(self.at + N), end: self.end }
+    }
+}
+
+/// The same address, of which the compiler no longer knows how it came about. The verifier still does.
+#[inline(always)]
+fn opaque(mut address: usize) -> usize {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags)) };
+    address
 }

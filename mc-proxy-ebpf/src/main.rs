@@ -14,17 +14,16 @@ mod maps;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use mc_proxy_common::{reason::Reason, verdict::judge_packet};
 
-use crate::{frame::XdpFrame, maps::KernelMaps};
+use crate::{frame::XdpCursor, maps::KernelMaps};
 
 /// Passes or drops a frame.
 #[xdp]
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
-    let frame = XdpFrame::new(&ctx);
     let reason = match maps::scope() {
-        Some(scope) => judge_packet(&frame, scope, &KernelMaps),
+        Some(scope) => judge_packet(XdpCursor::start(&ctx), scope, &KernelMaps),
         None => Reason::Unconfigured,
     };
-    maps::count(reason, frame.len());
+    maps::count(reason, maps::frame_bytes(&ctx));
     if reason.is_drop() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
 }
 

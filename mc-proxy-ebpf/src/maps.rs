@@ -3,13 +3,12 @@
 use core::net::IpAddr;
 
 use aya_ebpf::{
+    Global,
     bindings::BPF_F_NO_PREALLOC,
-    helpers::bpf_ktime_get_boot_ns,
+    helpers::{bpf_ktime_get_boot_ns, bpf_xdp_get_buff_len},
     macros::map,
-    maps::{
-        Array, HashMap, LpmTrie, PerCpuArray,
-        lpm_trie::Key,
-    },
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    programs::XdpContext,
 };
 use mc_proxy_common::{
     maps::{
@@ -39,6 +38,11 @@ static NET4: LpmTrie<[u8; 4], RuleValue> = LpmTrie::with_max_entries(PREFIXES_MA
 #[map]
 static NET6: LpmTrie<[u8; 16], RuleValue> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
 
+/// Whether the kernel has `bpf_xdp_get_buff_len` (Linux 5.18); set by the daemon before the program is loaded, so that the
+/// verifier never sees a call that the kernel lacks. Frames cannot be measured in another way without `CAP_PERFMON`.
+#[unsafe(no_mangle)]
+static MEASURES_FRAMES: Global<u8> = Global::new(0);
+
 // The daemon writes these keys as `Prefix4` and `Prefix6`.
 const _: () = assert!(size_of::<Key<[u8; 4]>>() == size_of::<Prefix4>());
 const _: () = assert!(size_of::<Key<[u8; 16]>>() == size_of::<Prefix6>());
@@ -60,6 +64,16 @@ pub(crate) fn count(reason: Reason, bytes: u64) {
             (*counter).bytes += bytes;
         }
     }
+}
+
+/// Bytes of the frame, or 0 where the kernel does not tell.
+#[inline(always)]
+pub(crate) fn frame_bytes(ctx: &XdpContext) -> u64 {
+    if MEASURES_FRAMES.load() == 0 {
+        return 0;
+    }
+    // SAFETY: the context is the one that the kernel passed to the program.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
 }
 
 /// The rule maps.

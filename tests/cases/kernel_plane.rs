@@ -1,5 +1,7 @@
 //! The kernel plane on real interfaces: taken over, replaced, repaired, shared with others, filled to the brim.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 #[path = "kernel_support/mod.rs"]
 mod kernel_support;
 #[path = "kernel_support/lab.rs"]
@@ -29,6 +31,7 @@ use mc_proxy_common::{
     user::{self, MapInfo, Table, TableError},
 };
 
+use crate::kernel_support::become_nobody;
 use crate::lab::{INTERFACE, Lab, OUTSIDE, SECOND};
 
 const PORT: u16 = 4433;
@@ -469,17 +472,4 @@ fn make_maps_foreign(lab: &Lab) {
     let mut ebpf = loader.map_max_entries(BLOCK4.name, 16).load(xdp::PROGRAM).unwrap();
     let Some(aya::maps::Map::HashMap(map)) = ebpf.take_map(BLOCK4.name) else { panic!("no map") };
     MapData::pin(&map, &path).unwrap();
-}
-
-/// This thread only: another user with CAP_BPF and CAP_NET_ADMIN.
-fn become_nobody() {
-    use rustix::thread::{CapabilitySet, CapabilitySets};
-    rustix::thread::set_keep_capabilities(true).unwrap();
-    let nobody = rustix::process::Gid::from_raw(65534);
-    rustix::thread::set_thread_groups(&[]).unwrap();
-    rustix::thread::set_thread_gid(nobody).unwrap();
-    rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
-    let two = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
-    let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).unwrap();
 }

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long)]
     check: bool,
     /// With --check: fail, too, when the recorded toolchain is not installed, so that the bytes cannot be compared.
-    #[arg(long, requires = "check", env = "MC_PROXY_REQUIRE_EBPF_TOOLCHAIN", value_parser = clap::builder::FalseyValueParser::new())]
+    #[arg(long, env = "MC_PROXY_REQUIRE_EBPF_TOOLCHAIN", value_parser = clap::builder::FalseyValueParser::new())]
     require_toolchain: bool,
 }
 
@@ -165,6 +165,8 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     let mut flags = vec![
         "-Clinker=bpf-linker".to_owned(),
+        // Without CAP_PERFMON the verifier also follows branches that are taken only in speculation, and a loop has no end there.
+        "-Clink-arg=--unroll-loops".to_owned(),
         // Only tracing programs depend on it; XDP programs are the same for every architecture.
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         format!("--remap-path-prefix={}=/mc-proxy", root.display()),

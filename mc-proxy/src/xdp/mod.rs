@@ -108,7 +108,7 @@ pub struct ReasonCount {
     pub is_drop: bool,
     /// Packets.
     pub packets: u64,
-    /// Bytes of the frames, from the Ethernet header on.
+    /// Bytes of the frames, from the Ethernet header on; 0 before Linux 5.18, which cannot tell.
     pub bytes: u64,
 }
 

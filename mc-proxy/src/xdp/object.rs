@@ -26,10 +26,24 @@ pub static PROGRAM: &[u8] = aya::include_bytes_aligned!("../../bpf/mc-proxy.bpf.
 /// Symbol of the program in the object.
 const SYMBOL: &str = "mc_proxy";
 
+/// Constant of the object: whether the program may ask the kernel for the length of a frame, which Linux 5.18 and later
+/// tell. Without it bytes are not counted.
+const MEASURES_FRAMES: &str = "MEASURES_FRAMES";
+
 /// Loads the program over the maps pinned in `maps`, making those that are not there.
 pub(super) fn load(maps: &Path) -> Result<Ebpf, PlaneError> {
     pins::make(maps)?;
+    try_load(maps, true).or_else(|refusal| {
+        let ebpf = try_load(maps, false).map_err(|_| refusal)?;
+        tracing::info!("this kernel does not tell the length of frames: bytes are not counted");
+        Ok(ebpf)
+    })
+}
+
+fn try_load(maps: &Path, measures_frames: bool) -> Result<Ebpf, PlaneError> {
     let mut loader = EbpfLoader::new();
+    let measures_frames = u8::from(measures_frames);
+    loader.override_global(MEASURES_FRAMES, &measures_frames, true);
     for shape in MAPS {
         loader.map_pin_path(shape.name, maps.join(shape.name));
     }

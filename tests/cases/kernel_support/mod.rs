@@ -1,6 +1,6 @@
 //! What the tests of the kernel plane have in common.
 
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// What a test cannot do without.
 #[derive(Clone, Copy, Debug)]
@@ -26,4 +26,16 @@ pub(crate) fn needs(privilege: Privilege) -> bool {
     assert!(std::env::var_os("MC_PROXY_REQUIRE_KERNEL").is_none_or(|value| value != "1"), "{missing}");
     eprintln!("SKIPPED: {missing}; run the tests as root");
     false
+}
+
+/// This thread only: another user with CAP_BPF and CAP_NET_ADMIN.
+pub(crate) fn become_nobody() {
+    rustix::thread::set_keep_capabilities(true).unwrap();
+    let nobody = rustix::process::Gid::from_raw(65534);
+    rustix::thread::set_thread_groups(&[]).unwrap();
+    rustix::thread::set_thread_gid(nobody).unwrap();
+    rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+    let two = CapabilitySet::BPF | CapabilitySet::NET_ADMIN;
+    let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).unwrap();
 }
