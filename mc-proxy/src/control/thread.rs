@@ -46,6 +46,8 @@ struct Thread {
     owned: Owned,
     started_at: SystemTime,
     started: Instant,
+    /// Why the last reconciliation failed; empty when it did not.
+    trouble: String,
 }
 
 /// Starts the thread. It ends after [`Control::stop`], or when every [`Control`] is gone.
@@ -55,7 +57,7 @@ struct Thread {
 pub fn start(owned: Owned) -> std::io::Result<(Control, JoinHandle<()>)> {
     let (commands, queue) = mpsc::channel(QUEUE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let thread = Thread { owned, started_at: SystemTime::now(), started: Instant::now() };
+    let thread = Thread { owned, started_at: SystemTime::now(), started: Instant::now(), trouble: String::new() };
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || thread.run(queue, &runtime))?;
     Ok((Control { commands }, thread))
 }
@@ -279,14 +281,22 @@ impl Thread {
     fn reconcile(&mut self) {
         let rules = self.owned.edge.firewall.rules.load_full();
         match self.owned.plane.reconcile(&rules) {
-            Ok(repairs) if repairs == Repairs::default() => {}
+            Ok(repairs) if repairs == Repairs::default() => self.trouble.clear(),
             Ok(repairs) => tracing::warn!(
                 upserted = repairs.upserted,
                 removed = repairs.removed,
                 reattached = repairs.reattached,
                 "the kernel differed from the desired state and has been put right"
             ),
-            Err(error) => tracing::warn!(error = describe(&error), "the kernel could not be put right; trying again"),
+            Err(error) => self.tell_trouble(describe(&error)),
+        }
+    }
+
+    /// A trouble that lasts, such as an interface that is not there, is one line and not one every time.
+    fn tell_trouble(&mut self, trouble: String) {
+        if trouble != self.trouble {
+            tracing::warn!(trouble, "the kernel could not be put right; trying again");
+            self.trouble = trouble;
         }
     }
 
