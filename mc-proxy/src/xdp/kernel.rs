@@ -116,7 +116,7 @@ impl Dataplane for KernelPlane {
         let unread = counters.as_ref().err().map(PlaneError::chain).unwrap_or_default();
         let detail: Vec<_> = errors.chain([self.trouble.clone(), unread]).filter(|text| !text.is_empty()).collect();
         PlaneStatus {
-            is_active: self.attachments.iter().any(Attachment::is_attached),
+            is_active: interfaces.iter().any(|interface| !interface.mode.is_empty()),
             detail: detail.join("; "),
             interfaces,
             rules: self.rules,
