@@ -78,7 +78,9 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
         list.warn(warning.to_string());
     }
     if seed.listeners.is_empty() {
-        list.warn("no [[listeners]]: nothing is served unless the database has some; write [[listeners]]");
+        let grade = if loaded.config.database.exists() { Grade::Warning } else { Grade::Bad };
+        let text = "no [[listeners]]: the daemon does not start unless the database has some; write [[listeners]]";
+        list.push(grade, text.to_owned());
     }
     let capabilities = match rustix::thread::capabilities(None) {
         Ok(sets) => sets.effective,

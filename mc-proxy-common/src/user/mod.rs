@@ -1,6 +1,6 @@
 //! The daemon's side of the maps: thin calls of bpf(2) for what aya 0.14 does not offer.
 //!
-//! [`Table`] reads and writes a hash, trie or array in batches; [`link_interface`] and [`object`] look at pinned
+//! [`Table`] reads and writes a hash, trie or array in batches; [`Link`] and [`object`] look at pinned
 //! objects without the kernel's object ids, which would need `CAP_SYS_ADMIN`. This is the one place outside the XDP
 //! program with unsafe code.
 
@@ -94,14 +94,26 @@ pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     sys::detach(link)
 }
 
-/// Index of the interface that an XDP link is attached to; `None` once the interface is gone or the link was detached.
-///
-/// # Errors
-/// `InvalidInput` when the descriptor is not an XDP link's.
-pub fn link_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    let info: sys::LinkInfo = sys::info(link)?;
-    if info.kind != sys::LINK_TYPE_XDP {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the pinned object is not an XDP link"));
+/// Where an XDP link is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Index of the interface in its own network namespace, which need not be the caller's; `None` once the interface is
+    /// gone or the link was detached.
+    pub interface: Option<u32>,
+    /// Kernel id of the program.
+    pub program_id: u32,
+}
+
+impl Link {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the descriptor is not an XDP link's.
+    pub fn of(link: BorrowedFd<'_>) -> io::Result<Self> {
+        let info: sys::LinkInfo = sys::info(link)?;
+        if info.kind != sys::LINK_TYPE_XDP {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the pinned object is not an XDP link"));
+        }
+        Ok(Self { interface: (info.interface != 0).then_some(info.interface), program_id: info.program_id })
     }
-    Ok((info.interface != 0).then_some(info.interface))
 }

@@ -44,7 +44,7 @@ pub(super) struct MapInfo {
 pub(super) struct LinkInfo {
     pub(super) kind: u32,
     id: u32,
-    program_id: u32,
+    pub(super) program_id: u32,
     _padding: u32,
     pub(super) interface: u32,
     _union: [u32; 3],

@@ -20,6 +20,8 @@ use super::{Checklist, Grade};
 use crate::{
     config::{Grpc, Xdp},
     desired::Listener,
+    firewall::GeoIp,
+    telemetry,
 };
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -76,16 +78,16 @@ fn is_sqlite(path: &Path) -> io::Result<bool> {
 
 pub(super) fn geoip(list: &mut Checklist, path: &Path) {
     let name = format!("firewall.geoip_db {}", path.display());
-    let reader = match maxminddb::Reader::open_readfile(path) {
-        Ok(reader) => reader,
+    let geoip = match GeoIp::open(path) {
+        Ok(geoip) => geoip,
         Err(error) => {
+            let error = telemetry::describe(&error);
             return list.bad(format!("{name}: {error}; put a MaxMind country database (.mmdb) there"));
         }
     };
-    let built = reader.metadata().build_time().ok();
-    let age = built.and_then(|built| SystemTime::now().duration_since(built).ok()).unwrap_or_default();
+    let age = SystemTime::now().duration_since(geoip.built_at()).unwrap_or_default();
     let days = age.as_secs() / 86_400;
-    let text = format!("{name}: {}, {days} days old", reader.metadata().database_type);
+    let text = format!("{name}: {}, {days} days old", geoip.database_type());
     if days > GEOIP_AGE_DAYS {
         list.warn(format!("{text}; replace it and send SIGHUP"));
     } else {
@@ -160,7 +162,7 @@ pub(super) fn kernel_plane(list: &mut Checklist, xdp: &Xdp, capabilities: Capabi
         return list.good("xdp: off, blocked sources are refused in user space");
     }
     let missing = if xdp.required { Grade::Bad } else { Grade::Warning };
-    kernel(list, missing, &release(), Path::new("/sys/kernel/btf/vmlinux"));
+    kernel(list, missing, &release());
     for (name, flag) in [("CAP_BPF", CapabilitySet::BPF), ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN)] {
         if capabilities.contains(flag) {
             list.good(format!("{name}: this process has it"));
@@ -182,18 +184,12 @@ fn release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
 }
 
-fn kernel(list: &mut Checklist, missing: Grade, release: &str, btf: &Path) {
+fn kernel(list: &mut Checklist, missing: Grade, release: &str) {
     let (major, minor) = KERNEL_MIN;
     match version(release) {
         Some(version) if version >= KERNEL_MIN => list.good(format!("kernel {release}")),
         Some(_) => list.push(missing, format!("kernel {release}: too old for XDP; boot {major}.{minor} or later")),
         None => list.warn(format!("kernel {release}: not a known version; {major}.{minor} or later is needed")),
-    }
-    if btf.exists() {
-        list.good("kernel type information (BTF): present");
-    } else {
-        let text = format!("{} is missing; boot a kernel with CONFIG_DEBUG_INFO_BTF=y", btf.display());
-        list.push(missing, format!("kernel type information (BTF): {text}"));
     }
 }
 
@@ -249,6 +245,7 @@ fn access(path: &Path, access: Access) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::geoip_fixture::{asn, countries, iso};
 
     fn grades(list: &Checklist) -> Vec<Grade> {
         list.findings.iter().map(|finding| finding.grade).collect()
@@ -272,12 +269,12 @@ mod tests {
     fn an_old_kernel_is_as_bad_as_the_plane_is_required() {
         for missing in [Grade::Warning, Grade::Bad] {
             let mut list = Checklist::default();
-            kernel(&mut list, missing, "5.10.0-9", Path::new("/dev/null/absent"));
-            assert_eq!(grades(&list), [missing, missing], "{list}");
+            kernel(&mut list, missing, "5.10.0-9");
+            assert_eq!(grades(&list), [missing], "{list}");
         }
         let mut list = Checklist::default();
-        kernel(&mut list, Grade::Bad, "5.15.1", Path::new("/"));
-        assert_eq!(grades(&list), [Grade::Good, Grade::Good], "{list}");
+        kernel(&mut list, Grade::Bad, "5.15.1");
+        assert_eq!(grades(&list), [Grade::Good], "{list}");
     }
 
     #[test]
@@ -337,32 +334,6 @@ mod tests {
         assert_eq!(check(&dir.path().join("absent/a.sock"), None).grade, Grade::Bad);
     }
 
-    /// The smallest MaxMind database: one node, no data, metadata with the given build time (MaxMind DB format 2.0).
-    fn mmdb(build_epoch: u64) -> Vec<u8> {
-        let text = |text: &str| [&[0x40 | u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        let uint16 = |value: u8| vec![0xa1, value];
-        let entries = [
-            ("binary_format_major_version", uint16(2)),
-            ("binary_format_minor_version", uint16(0)),
-            ("build_epoch", [&[0x08, 0x02], &build_epoch.to_be_bytes()[..]].concat()),
-            ("database_type", text("Test-Country")),
-            ("description", [vec![0xe1], text("en"), text("test")].concat()),
-            ("ip_version", uint16(4)),
-            ("languages", vec![0x00, 0x04]),
-            ("node_count", vec![0xc1, 1]),
-            ("record_size", uint16(24)),
-        ];
-        let mut bytes = vec![0, 0, 1, 0, 0, 1];
-        bytes.extend([0; 16]);
-        bytes.extend(b"\xab\xcd\xefMaxMind.com");
-        bytes.push(0xe0 | u8::try_from(entries.len()).unwrap());
-        for (key, value) in entries {
-            bytes.extend(text(key));
-            bytes.extend(value);
-        }
-        bytes
-    }
-
     #[test]
     fn geoip_databases() {
         let dir = tempfile::tempdir().unwrap();
@@ -374,6 +345,7 @@ mod tests {
         };
         assert_eq!(check().grade, Grade::Bad);
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let mmdb = |built| countries(built, iso("RU"));
         fs::write(&path, mmdb(now)).unwrap();
         let finding = check();
         assert_eq!(finding.grade, Grade::Good, "{finding}");
@@ -382,5 +354,8 @@ mod tests {
         assert_eq!(check().grade, Grade::Warning);
         fs::write(&path, &mmdb(now)[..40]).unwrap();
         assert_eq!(check().grade, Grade::Bad);
+        // What the daemon would not take either.
+        fs::write(&path, countries(now, asn())).unwrap();
+        assert!(check().text.contains("has no countries"), "{}", check());
     }
 }

@@ -64,6 +64,14 @@ fn what_is_missing_has_its_remedy() {
 }
 
 #[test]
+fn without_listeners_only_a_database_can_help() {
+    let list = check("[database]\npath = \"DIR/a.db\"\n");
+    assert_eq!(find(&list, "no [[listeners]]").grade, Grade::Bad, "{list}");
+    let list = check("[database]\npath = \"DIR/f.toml\"\n");
+    assert_eq!(find(&list, "no [[listeners]]").grade, Grade::Warning, "{list}");
+}
+
+#[test]
 fn a_required_plane_that_is_missing_is_bad() {
     let list = check("[database]\npath = \"DIR/a.db\"\n[xdp]\ninterfaces = [\"absent0\"]\nrequired = true\n");
     assert_eq!(find(&list, "interface absent0").grade, Grade::Bad);

@@ -1,8 +1,12 @@
 //! The control thread over a real database and a kernel plane that a test can make refuse.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use tempfile::TempDir;
@@ -23,6 +27,8 @@ use crate::{
 struct Plane {
     changes: Arc<Mutex<Vec<Change>>>,
     refuses: Arc<AtomicBool>,
+    /// A database that is moved away with the refusal, so that it cannot be taken back either.
+    loses: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Dataplane for Plane {
@@ -33,6 +39,9 @@ impl Dataplane for Plane {
         };
         assert_eq!(rules.contains(&rule), is_there, "memory comes before the kernel");
         if self.refuses.load(Relaxed) {
+            if let Some(path) = &*self.loses.lock().unwrap() {
+                fs::rename(path, path.with_extension("lost")).unwrap();
+            }
             return Err(PlaneError::new("the map is full"));
         }
         self.changes.lock().unwrap().push(change);
@@ -137,6 +146,23 @@ async fn nothing_has_changed_when_the_kernel_refuses() {
     let rules: Vec<_> = bench.edge.firewall.rules.load().iter().collect();
     assert_eq!(rules, [kept]);
     assert_eq!(bench.stored().await.rules, [kept]);
+}
+
+/// Or else the comparison with the kernel, which goes by memory, would not know of the change.
+#[tokio::test]
+async fn memory_stays_with_a_database_that_cannot_take_back() {
+    let bench = Bench::new();
+    let path = bench.dir.path().join("mc-proxy.db");
+    let rule = block("203.0.113.50");
+    *bench.plane.loses.lock().unwrap() = Some(path.clone());
+    bench.plane.refuses.store(true, Relaxed);
+    assert!(matches!(bench.control.add_rule(rule).await, Err(ControlError::Failed(_))));
+    assert!(bench.edge.firewall.rules.load().contains(&rule));
+    fs::rename(path.with_extension("lost"), &path).unwrap();
+    assert!(matches!(bench.control.remove_rule(rule).await, Err(ControlError::Failed(_))));
+    assert!(bench.edge.firewall.rules.load().is_empty());
+    fs::rename(path.with_extension("lost"), &path).unwrap();
+    assert!(bench.stored().await.rules.is_empty());
 }
 
 #[tokio::test]

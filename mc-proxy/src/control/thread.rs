@@ -206,9 +206,8 @@ impl Thread {
         after.insert(rule);
         self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
         let Err(error) = self.owned.plane.apply(Change::Added(rule), &after) else { return Ok(()) };
-        if is_new {
+        if is_new && self.undo("rule added", |store| store.delete_rule(&rule).map(|_| ())) {
             self.owned.edge.firewall.rules.store(before);
-            self.undo("rule added", |store| store.delete_rule(&rule).map(|_| ()));
         }
         Err(ControlError::Failed(describe(&error)))
     }
@@ -222,17 +221,19 @@ impl Thread {
         after.remove(&rule);
         self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
         let Err(error) = self.owned.plane.apply(Change::Removed(rule), &after) else { return Ok(()) };
-        self.owned.edge.firewall.rules.store(before);
-        self.undo("rule removed", |store| store.insert_rule(&rule).map(|_| ()));
+        if self.undo("rule removed", |store| store.insert_rule(&rule).map(|_| ())) {
+            self.owned.edge.firewall.rules.store(before);
+        }
         Err(ControlError::Failed(describe(&error)))
     }
 
-    /// After the kernel has refused what the database had taken.
-    fn undo(&mut self, what: &str, undo: impl FnOnce(&mut Store) -> Result<(), StoreError>) {
-        if let Err(error) = undo(&mut self.owned.store) {
-            let error = describe(&error);
-            tracing::error!(what, error, "the database keeps a change that the kernel refused; it will be tried again");
-        }
+    /// After the kernel has refused what the database had taken; `false` if the database does not give it back. Memory
+    /// then stays with the database, so that the kernel is asked again with every comparison.
+    fn undo(&mut self, what: &str, undo: impl FnOnce(&mut Store) -> Result<(), StoreError>) -> bool {
+        let Err(error) = undo(&mut self.owned.store) else { return true };
+        let error = describe(&error);
+        tracing::error!(what, error, "the database keeps a change that the kernel refused; it will be tried again");
+        false
     }
 
     fn set_max_connections(&mut self, listener: &str, max: u64) -> Result<(), ControlError> {

@@ -86,6 +86,11 @@ impl GeoIp {
         country_of(&self.reader.lookup(ip.to_canonical()).ok()?)
     }
 
+    /// What the database says that it is, such as `GeoLite2-Country`.
+    pub fn database_type(&self) -> &str {
+        &self.reader.metadata().database_type
+    }
+
     /// When the database was built, by its own account.
     pub fn built_at(&self) -> SystemTime {
         self.built_at
@@ -95,7 +100,7 @@ impl GeoIp {
 impl fmt::Debug for GeoIp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GeoIp")
-            .field("database_type", &self.reader.metadata().database_type)
+            .field("database_type", &self.database_type())
             .field("built_at", &self.built_at)
             .finish_non_exhaustive()
     }
@@ -127,7 +132,7 @@ fn country_of(found: &LookupResult<'_, Vec<u8>>) -> Option<CountryCode> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         collections::BTreeMap,
         time::{Duration, UNIX_EPOCH},
@@ -139,7 +144,7 @@ mod tests {
     use super::*;
 
     /// A value of the format, as far as the tests need them.
-    enum Value {
+    pub(crate) enum Value {
         Text(&'static str),
         U16(u16),
         U32(u32),
@@ -189,9 +194,19 @@ mod tests {
         }
     }
 
+    /// A database of one network, for other tests.
+    pub(crate) fn countries(built: u64, record: Value) -> Vec<u8> {
+        mmdb_built(built, 6, 24, &[("192.0.2.0/24", record)])
+    }
+
+    /// A record without a country.
+    pub(crate) fn asn() -> Value {
+        Map(vec![("autonomous_system_number", U32(64_496))])
+    }
+
     const BUILT: u64 = 1_750_000_000;
 
-    fn iso(code: &'static str) -> Value {
+    pub(crate) fn iso(code: &'static str) -> Value {
         Map(vec![
             ("continent", Map(vec![("code", Text("EU"))])),
             ("country", Map(vec![("geoname_id", U32(1)), ("iso_code", Text(code))])),
@@ -202,8 +217,12 @@ mod tests {
         Map(vec![("country_code", Text(code))])
     }
 
-    /// Writes a database of disjoint networks. In a tree for IPv6, IPv4 lives below `::/96`.
     fn mmdb(ip_version: u16, record_bits: u16, entries: &[(&str, Value)]) -> Vec<u8> {
+        mmdb_built(BUILT, ip_version, record_bits, entries)
+    }
+
+    /// Writes a database of disjoint networks. In a tree for IPv6, IPv4 lives below `::/96`.
+    fn mmdb_built(built: u64, ip_version: u16, record_bits: u16, entries: &[(&str, Value)]) -> Vec<u8> {
         #[derive(Clone, Copy)]
         enum Slot {
             Empty,
@@ -255,7 +274,7 @@ mod tests {
         Map(vec![
             ("binary_format_major_version", U16(2)),
             ("binary_format_minor_version", U16(0)),
-            ("build_epoch", U64(BUILT)),
+            ("build_epoch", U64(built)),
             ("database_type", Text("Test-Country")),
             ("description", Map(vec![("en", Text("a test"))])),
             ("ip_version", U16(ip_version)),
@@ -280,7 +299,7 @@ mod tests {
         GeoIp::from_bytes(bytes, Path::new("test.mmdb"))
     }
 
-    fn countries(geoip: &GeoIp, addrs: &[&'static str]) -> BTreeMap<&'static str, Option<String>> {
+    fn found(geoip: &GeoIp, addrs: &[&'static str]) -> BTreeMap<&'static str, Option<String>> {
         let country = |addr: &str| geoip.country(addr.parse().unwrap()).map(|code| code.to_string());
         addrs.iter().map(|addr| (*addr, country(addr))).collect()
     }
@@ -304,7 +323,7 @@ mod tests {
                 ("2001:db9::1", Some("FR")),
                 ("2001:db9::2", None),
             ] {
-                assert_eq!(countries(&geoip, &[addr])[addr].as_deref(), country, "{addr}, {record_bits} bits");
+                assert_eq!(found(&geoip, &[addr])[addr].as_deref(), country, "{addr}, {record_bits} bits");
             }
             assert_eq!(geoip.built_at(), UNIX_EPOCH + Duration::from_secs(BUILT));
         }
@@ -313,8 +332,8 @@ mod tests {
     #[test]
     fn an_ipv4_database_knows_no_ipv6() {
         let geoip = opened(mmdb(4, 24, &[("192.0.2.0/24", iso("RU"))])).unwrap();
-        let found = countries(&geoip, &["192.0.2.1", "2001:db8::1"]);
-        assert_eq!((found["192.0.2.1"].as_deref(), found["2001:db8::1"].as_deref()), (Some("RU"), None));
+        let known = found(&geoip, &["192.0.2.1", "2001:db8::1"]);
+        assert_eq!((known["192.0.2.1"].as_deref(), known["2001:db8::1"].as_deref()), (Some("RU"), None));
     }
 
     #[test]
@@ -337,8 +356,7 @@ mod tests {
 
     #[test]
     fn what_is_no_country_database_is_refused() {
-        let asn = [("192.0.2.0/24", Map(vec![("autonomous_system_number", U32(64_496))]))];
-        let error = opened(mmdb(6, 24, &asn)).unwrap_err();
+        let error = opened(countries(BUILT, asn())).unwrap_err();
         assert!(matches!(error, GeoIpError::NoCountries { .. }), "{error}");
         assert!(error.to_string().contains("(Test-Country) has no countries"), "{error}");
 

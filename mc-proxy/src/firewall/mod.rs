@@ -5,6 +5,8 @@ mod guard;
 mod rule;
 mod set;
 
+#[cfg(test)]
+pub(crate) use geoip::tests as geoip_fixture;
 pub use geoip::{GeoIp, GeoIpError};
 pub use guard::{Firewall, Judgement};
 pub use rule::{Action, CountryCode, Rule, RuleError, Subject};

@@ -60,7 +60,8 @@ impl Store {
         &self.path
     }
 
-    /// Whether there is neither a listener nor a rule.
+    /// Whether there is no listener. A database with nothing but rules has never served: a start with a file without
+    /// listeners, which fails, leaves one behind.
     ///
     /// # Errors
     /// When the database cannot be read.

@@ -46,11 +46,7 @@ impl From<StoreError> for Failure {
 }
 
 pub(super) fn is_empty(conn: &Connection) -> rusqlite::Result<bool> {
-    conn.query_row(
-        "SELECT NOT EXISTS (SELECT 1 FROM listeners) AND NOT EXISTS (SELECT 1 FROM firewall_rules)",
-        [],
-        |row| row.get(0),
-    )
+    conn.query_row("SELECT NOT EXISTS (SELECT 1 FROM listeners)", [], |row| row.get(0))
 }
 
 pub(super) fn listener_id(conn: &Connection, addr: &str) -> Result<i64, Failure> {

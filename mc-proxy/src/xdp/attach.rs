@@ -38,8 +38,7 @@ pub(super) struct Attachment {
 struct Found {
     path: PathBuf,
     link: OwnedFd,
-    /// `None`: its interface is gone.
-    interface: Option<u32>,
+    at: user::Link,
 }
 
 /// Takes over the links that are pinned, attaches to the interfaces that have none, and then removes links to interfaces
@@ -47,12 +46,20 @@ struct Found {
 pub(super) fn attach_all(program: &mut Xdp, config: &config::Xdp, pins: &Pins) -> Result<Vec<Attachment>, PlaneError> {
     pins.make_links()?;
     let mut found = find(pins)?;
-    let mut attachments = Vec::new();
+    // All questions before the first change: a link must not be taken for a leftover because the kernel did not answer.
+    let mut wanted = Vec::new();
     for name in &config.interfaces {
+        let asking = |error| PlaneError::caused(format!("asking for the state of interface {name}"), error);
+        let position = match netlink::index(name).map_err(asking)? {
+            Some(index) => position(&found, index).map_err(asking)?,
+            None => None,
+        };
+        wanted.push((name, position.map(|position| found.swap_remove(position))));
+    }
+    let mut attachments = Vec::new();
+    for (name, link) in wanted {
         let mut attachment = Attachment { name: name.clone(), link: None, is_adopted: false, error: String::new() };
-        let index = netlink::index(name).ok().flatten();
-        let position = found.iter().position(|found| index.is_some() && found.interface == index);
-        let result = match position.map(|position| found.swap_remove(position)) {
+        let result = match link {
             Some(found) => attachment.adopt(program, config.mode, pins, found),
             None => attachment.ensure(program, config.mode, pins).map(drop),
         };
@@ -70,7 +77,7 @@ pub(super) fn attach_all(program: &mut Xdp, config: &config::Xdp, pins: &Pins) -
         {
             pins::remove(&found.path)?;
         }
-        if found.interface.is_some() {
+        if found.at.interface.is_some() {
             detach(&found.link)?;
         }
     }
@@ -81,7 +88,7 @@ pub(super) fn attach_all(program: &mut Xdp, config: &config::Xdp, pins: &Pins) -
 pub(super) fn detach_all(pins: &Pins) -> Result<(), PlaneError> {
     for found in find(pins)? {
         pins::remove(&found.path)?;
-        if found.interface.is_some() {
+        if found.at.interface.is_some() {
             detach(&found.link)?;
         }
     }
@@ -96,22 +103,15 @@ impl Attachment {
         result
     }
 
-    /// Whether the program is attached, as far as is known.
-    pub(super) fn is_attached(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| matches!(user::link_interface(link.as_fd()), Ok(Some(_))))
-    }
-
     /// Asks the kernel.
     pub(super) fn status(&self) -> InterfaceStatus {
         let mut status =
             InterfaceStatus { name: self.name.clone(), error: self.error.clone(), ..InterfaceStatus::default() };
         let Some(link) = &self.link else { return status };
-        let interface = user::link_interface(link.as_fd());
-        let attached = match interface {
-            Ok(Some(index)) => netlink::attached(index),
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
-        };
+        let attached = user::Link::of(link.as_fd()).and_then(|at| match at.interface {
+            Some(index) => attached_by(&at, index),
+            None => Ok(None),
+        });
         match attached {
             Ok(Some(attached)) => {
                 status.mode = attached.mode.as_str();
@@ -131,7 +131,8 @@ impl Attachment {
         let index = self.index()?;
         let pin = pins.link(&self.name);
         if let Some(link) = &self.link {
-            if matches!(user::link_interface(link.as_fd()), Ok(Some(at)) if at == index) {
+            let at = user::Link::of(link.as_fd()).map_err(|error| self.asking(error))?;
+            if attached_by(&at, index).map_err(|error| self.asking(error))?.is_some() {
                 if !pin.exists() {
                     pins.make_links()?;
                     repin(link, &pin)?;
@@ -139,7 +140,9 @@ impl Attachment {
                 return Ok(false);
             }
             // The link died with its interface, was detached by force, or its interface has another name now.
-            detach_if_alive(link)?;
+            if at.interface.is_some() {
+                detach(link)?;
+            }
         }
         pins.make_links()?;
         pins::remove(&pin)?;
@@ -265,10 +268,31 @@ fn find(pins: &Pins) -> Result<Vec<Found>, PlaneError> {
         .map(|(_, path)| {
             let context = |error| PlaneError::caused(format!("opening the pinned link {}", path.display()), error);
             let link = user::object(&path).map_err(context)?;
-            let interface = user::link_interface(link.as_fd()).map_err(context)?;
-            Ok(Found { path: path.clone(), link, interface })
+            let at = user::Link::of(link.as_fd()).map_err(context)?;
+            Ok(Found { path: path.clone(), link, at })
         })
         .collect()
+}
+
+/// The link that is on the interface.
+fn position(found: &[Found], index: u32) -> io::Result<Option<usize>> {
+    for (position, found) in found.iter().enumerate() {
+        if attached_by(&found.at, index)?.is_some() {
+            return Ok(Some(position));
+        }
+    }
+    Ok(None)
+}
+
+/// What a link has put on the interface. The same index is not enough: pins outlive network namespaces, and each of
+/// these counts its interfaces from one.
+fn attached_by(link: &user::Link, index: u32) -> io::Result<Option<netlink::Attached>> {
+    if link.interface != Some(index) {
+        return Ok(None);
+    }
+    // Where a card runs a program of its own beside ours, there is no single id.
+    let is_ours = |attached: &netlink::Attached| attached.program_id == link.program_id || attached.mode == Mode::Other;
+    Ok(netlink::attached(index)?.filter(is_ours))
 }
 
 fn repin(link: &OwnedFd, pin: &Path) -> Result<(), PlaneError> {
@@ -278,13 +302,6 @@ fn repin(link: &OwnedFd, pin: &Path) -> Result<(), PlaneError> {
 
 fn detach(link: &OwnedFd) -> Result<(), PlaneError> {
     user::detach(link.as_fd()).map_err(|error| PlaneError::caused("detaching an XDP program", error))
-}
-
-fn detach_if_alive(link: &OwnedFd) -> Result<(), PlaneError> {
-    match user::link_interface(link.as_fd()) {
-        Ok(Some(_)) => detach(link),
-        Ok(None) | Err(_) => Ok(()),
-    }
 }
 
 fn occupied(name: &str, foreign: netlink::Attached) -> PlaneError {

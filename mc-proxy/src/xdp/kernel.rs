@@ -11,7 +11,7 @@ use super::{
     entries::{Entries, Entry},
     maps::Maps,
     object,
-    pins::Pins,
+    pins::{Lock, Pins},
     probe,
 };
 use crate::{
@@ -32,6 +32,8 @@ pub(super) struct KernelPlane {
     rules: u64,
     // Why the maps do not hold every rule; empty when they do.
     trouble: String,
+    // Dropped last: until then the pins are this daemon's.
+    _lock: Option<Lock>,
 }
 
 impl KernelPlane {
@@ -44,9 +46,20 @@ impl KernelPlane {
         if config.interfaces.is_empty() {
             return Err(no_interfaces(&pins));
         }
-        probe::prepare(&config.pin_path).map_err(|error| still_in_force(&pins, error))?;
+        probe::prepare(&config.pin_path)
+            .and_then(|()| pins.lock())
+            .and_then(|lock| Self::open_locked(config, ports, rules, &pins, lock))
+            .map_err(|error| still_in_force(&pins, error))
+    }
 
-        let maps_directory = object::choose_maps(&pins)?;
+    fn open_locked(
+        config: &config::Xdp,
+        ports: &BTreeSet<u16>,
+        rules: &RuleSet,
+        pins: &Pins,
+        lock: Option<Lock>,
+    ) -> Result<Self, PlaneError> {
+        let maps_directory = object::choose_maps(pins)?;
         let mut ebpf = object::load(&maps_directory)?;
         let maps = Maps::take(&mut ebpf)?;
         let entries = Entries::of(rules);
@@ -57,7 +70,7 @@ impl KernelPlane {
             removed = repairs.removed,
             "kernel maps hold the rules"
         );
-        let attachments = attach::attach_all(object::program(&mut ebpf)?, config, &pins)?;
+        let attachments = attach::attach_all(object::program(&mut ebpf)?, config, pins)?;
         if maps_directory == pins.new_maps() {
             pins.promote_new_maps()?;
         }
@@ -65,12 +78,13 @@ impl KernelPlane {
             config: config.clone(),
             ports: ports.clone(),
             maps_directory: pins.maps(),
-            pins,
+            pins: pins.clone(),
             ebpf,
             maps,
             attachments,
             rules: entries.len(),
             trouble: trouble(&synced),
+            _lock: lock,
         })
     }
 }
@@ -116,7 +130,7 @@ impl Dataplane for KernelPlane {
         let unread = counters.as_ref().err().map(PlaneError::chain).unwrap_or_default();
         let detail: Vec<_> = errors.chain([self.trouble.clone(), unread]).filter(|text| !text.is_empty()).collect();
         PlaneStatus {
-            is_active: self.attachments.iter().any(Attachment::is_attached),
+            is_active: interfaces.iter().any(|interface| !interface.mode.is_empty()),
             detail: detail.join("; "),
             interfaces,
             rules: self.rules,
@@ -150,20 +164,29 @@ fn trouble(synced: &Result<(), PlaneError>) -> String {
 /// Without interfaces nothing of an earlier configuration may go on dropping.
 fn no_interfaces(pins: &Pins) -> PlaneError {
     let nothing = "xdp.interfaces is empty";
-    match attach::detach_all(pins).and_then(|()| pins.remove_all()) {
-        Ok(()) => PlaneError::new(nothing),
-        Err(error) => {
-            PlaneError::caused(format!("{nothing}, but what an earlier start attached could not be removed"), error)
-        }
+    match pins.lock() {
+        Ok(None) => PlaneError::new(nothing),
+        Ok(Some(_lock)) => match attach::detach_all(pins).and_then(|()| pins.remove_all()) {
+            Ok(()) => PlaneError::new(nothing),
+            Err(error) => {
+                let context = format!("{nothing}, but what an earlier start attached could not be removed");
+                let error = PlaneError::caused(context, error);
+                tracing::warn!(error = error.chain(), "rules of an earlier start stay in force in the kernel");
+                error
+            }
+        },
+        // Another daemon's, or another user's.
+        Err(error) => PlaneError::caused(format!("{nothing}; what may be in force is left alone"), error),
     }
 }
 
-/// Adds to an error what the operator must know: somebody else's rules are in force.
+/// Adds to an error what the operator must know: rules that this daemon does not change are in force.
 fn still_in_force(pins: &Pins, error: PlaneError) -> PlaneError {
     match pins.pinned_links() {
         Ok(links) if !links.is_empty() => {
             let names: Vec<_> = links.into_iter().map(|(name, _)| name).collect();
-            let context = format!("the rules of an earlier start stay in force on {}", names.join(", "));
+            let context =
+                format!("the rules of an earlier start, or of another mc-proxy, stay in force on {}", names.join(", "));
             PlaneError::caused(context, error)
         }
         _ => error,

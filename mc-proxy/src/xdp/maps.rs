@@ -65,7 +65,9 @@ impl Maps {
         .into_iter()
         .filter_map(|plan| plan.map_err(|error| errors.push(error)).ok())
         .collect();
-        let added: Vec<_> = plans.iter().map(|plan| plan.upsert()).collect();
+        // Allow rules first: a source that is let in before and after must not meet a new block alone.
+        let mut added: Vec<_> = plans.iter().rev().map(|plan| plan.upsert()).collect();
+        added.reverse();
         errors.extend(self.write_settings(ports, scope).err());
         let mut repairs = Repairs::default();
         for (plan, added) in plans.iter().zip(added) {

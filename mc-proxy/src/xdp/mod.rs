@@ -125,7 +125,7 @@ pub fn open(config: &config::Xdp, ports: &BTreeSet<u16>, rules: &RuleSet) -> Res
             if detail.is_empty() || !config.required {
                 return Ok(Box::new(plane));
             }
-            return Err(PlaneError::new(format!("xdp.required is set, but the kernel plane is incomplete: {detail}")));
+            return Err(PlaneError::new(format!("the kernel plane is incomplete: {detail}")));
         }
         Err(error) => error,
     };

@@ -9,9 +9,12 @@
 //! is filled. So whatever a crash left behind is either taken over or removed, and never decides anything.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
+
+use rustix::{fs::FlockOperation, io::Errno};
 
 use super::PlaneError;
 
@@ -21,9 +24,42 @@ pub(super) struct Pins {
     root: PathBuf,
 }
 
+/// The right to change what is pinned; the kernel ends it with the process.
+#[derive(Debug)]
+pub(super) struct Lock {
+    directory: File,
+}
+
+impl Drop for Lock {
+    /// Closing is not enough while a child between fork and exec has a copy of the descriptor.
+    fn drop(&mut self) {
+        // Should it fail, the end of the process does the same.
+        let _ = rustix::fs::flock(&self.directory, FlockOperation::Unlock);
+    }
+}
+
 impl Pins {
     pub(super) fn new(root: &Path) -> Self {
         Self { root: root.to_owned() }
+    }
+
+    /// Keeps a second daemon with the same `xdp.pin_path` from taking over, or removing, what this one has in force.
+    /// `None` when there is no such directory.
+    pub(super) fn lock(&self) -> Result<Option<Lock>, PlaneError> {
+        let root = self.root.display();
+        let failed = |error| PlaneError::caused(format!("locking {root}"), error);
+        let directory = match File::open(&self.root) {
+            Ok(directory) => directory,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Lock { directory })),
+            Err(Errno::WOULDBLOCK) => Err(PlaneError::new(format!(
+                "xdp.pin_path {root} is in use by another mc-proxy; stop that one, or give this one its own xdp.pin_path"
+            ))),
+            Err(error) => Err(failed(error.into())),
+        }
     }
 
     pub(super) fn maps(&self) -> PathBuf {
@@ -114,6 +150,20 @@ fn decode(file_name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pins_have_one_daemon_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let pins = Pins::new(&dir.path().join("pins"));
+        assert!(pins.lock().unwrap().is_none());
+        fs::create_dir(&pins.root).unwrap();
+        let first = pins.lock().unwrap();
+        assert!(first.is_some());
+        let error = pins.lock().unwrap_err();
+        assert!(error.to_string().contains("in use by another mc-proxy"), "{error}");
+        drop(first);
+        assert!(pins.lock().unwrap().is_some());
+    }
 
     #[test]
     fn names_of_vlan_interfaces_have_no_dot() {

@@ -69,7 +69,7 @@ proptest! {
         drop(seeded(&path, &desired));
         let store = Store::open(&path).unwrap();
         prop_assert_eq!(&store.load().unwrap(), &desired);
-        prop_assert_eq!(store.is_empty().unwrap(), desired == Desired::default());
+        prop_assert_eq!(store.is_empty().unwrap(), desired.listeners.is_empty());
         prop_assert_eq!(diff(&desired, &store.load().unwrap()), Vec::<String>::new());
     }
 }
@@ -77,11 +77,22 @@ proptest! {
 #[test]
 fn only_an_empty_database_is_seeded() {
     let (_dir, path) = place();
-    let first = Desired { rules: vec![block("192.0.2.1")], ..Desired::default() };
+    let first = Desired { rules: vec![block("192.0.2.1")], ..one_listener(Vec::new()) };
     let mut store = seeded(&path, &first);
     let second = Desired { rules: vec![block("192.0.2.2")], ..Desired::default() };
     assert!(matches!(store.seed(&second), Err(StoreError::NotEmpty { .. })));
     assert_eq!(store.load().unwrap(), first);
+}
+
+#[test]
+fn rules_alone_do_not_keep_the_file_from_being_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mc-proxy.db");
+    let mut store = seeded(&path, &Desired { listeners: Vec::new(), rules: vec![block("192.0.2.1")] });
+    assert!(store.is_empty().unwrap());
+    let completed = Desired { rules: vec![block("192.0.2.1"), block("192.0.2.2")], ..one_listener(Vec::new()) };
+    store.seed(&completed).unwrap();
+    assert_eq!(store.load().unwrap(), completed);
 }
 
 #[test]
