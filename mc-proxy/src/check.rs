@@ -93,9 +93,17 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
     if let Some(path) = &loaded.config.geoip_db {
         host::geoip(&mut list, path);
     }
+    let mut ports = Checklist::default();
     for listener in &seed.listeners {
-        host::port(&mut list, listener, capabilities);
+        host::port(&mut ports, listener, capabilities);
     }
+    if loaded.config.database.exists() {
+        // The database may have other listeners by now, and they are the ones that count.
+        for finding in &mut ports.findings {
+            finding.grade = finding.grade.min(Grade::Warning);
+        }
+    }
+    list.findings.append(&mut ports.findings);
     if let Some(grpc) = &loaded.config.grpc {
         host::admin_socket(&mut list, grpc);
     }

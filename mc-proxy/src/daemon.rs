@@ -53,7 +53,7 @@ pub struct Failure {
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
-/// When it could not start; everything that had been started is then gone again.
+/// When it could not start. What the kernel plane had in force before, or has taken over since, stays in force.
 pub fn run(config_path: &Path) -> Result<(), Failure> {
     let Loaded { config, warnings } =
         config::load(config_path, std::env::vars_os()).map_err(|errors| Failure::new(Exit::Config, errors))?;
@@ -173,6 +173,9 @@ fn open_store(config: &Config) -> Result<(Store, Desired), Failure> {
     let failed = |error| Failure::because(Exit::Failure, "database.path", &error);
     let mut store = Store::open(&config.database).map_err(failed)?;
     if store.is_empty().map_err(failed)? {
+        if config.seed.listeners.is_empty() {
+            return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
+        }
         store.seed(&config.seed).map_err(failed)?;
     }
     let desired = store.load().map_err(failed)?;
@@ -182,9 +185,6 @@ fn open_store(config: &Config) -> Result<(Store, Desired), Failure> {
     }
     if let Some(more) = differences.len().checked_sub(MAX_DIFFERENCES).filter(|more| *more > 0) {
         tracing::warn!(more, "the file differs from the database in more than is listed here");
-    }
-    if desired.listeners.is_empty() {
-        return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
     }
     Ok((store, desired))
 }

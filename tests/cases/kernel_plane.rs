@@ -157,6 +157,7 @@ fn nothing_passes_while_programs_maps_and_rules_are_replaced() {
         receiver.set_nonblocking(true).unwrap();
         let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     sender.send_to(b"flood", to).unwrap();
@@ -173,12 +174,20 @@ fn nothing_passes_while_programs_maps_and_rules_are_replaced() {
                 plane = open(&config(lab), set).unwrap();
                 assert!(plane.status().interfaces[0].is_adopted);
             }
-            stop.store(true, Ordering::Relaxed);
         });
         assert!(sent.load(Ordering::Relaxed) > 1000, "{sent:?}");
         assert!(receiver.recv(&mut [0; 16]).is_err(), "of {sent:?} packets some arrived");
         assert!(!lab.pin_path().join("maps-new").exists());
     });
+}
+
+/// Ends the flood also when an assertion fails; the scope would wait for it for ever.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
