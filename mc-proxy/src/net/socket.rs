@@ -119,7 +119,11 @@ impl Socket {
         // Most writes find room; what the reactor last heard is asked only after one that did not.
         match retry(|| write(self.as_fd())) {
             Err(Errno::AGAIN) if matches!(self.state, State::Both(_)) => {}
-            Err(Errno::AGAIN) => self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?,
+            Err(Errno::AGAIN) => {
+                self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?;
+                // Whoever waits to read was waiting on the registration that is gone, and has to wait anew.
+                cx.waker().wake_by_ref();
+            }
             result => return Poll::Ready(result.map_err(Into::into)),
         }
         loop {

@@ -177,3 +177,29 @@ async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
     assert_eq!(relay.await.unwrap().0, Ended::Idle);
     assert!(start.elapsed() >= Duration::from_millis(700));
 }
+
+/// A client that sends all of its request before it reads would otherwise wait until the idle timeout.
+#[tokio::test]
+async fn what_a_side_sends_is_passed_on_while_it_does_not_read() {
+    for is_client in [true, false] {
+        let (client, near_client) = pair().await;
+        let (backend, near_backend) = pair().await;
+        let relay = relay(near_client, near_backend, PATIENCE);
+        let (mut deaf, talker) = if is_client { (client, backend) } else { (backend, client) };
+        let (mut talker_read, mut talker_write) = talker.into_split();
+        // Small writes with pauses, so that the first send that blocks is the one that stays blocked.
+        let flood = tokio::spawn(async move {
+            loop {
+                talker_write.write_all(&[7; 1000]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        deaf.write_all(b"more").await.unwrap();
+        let mut heard = [0; 4];
+        timeout(PATIENCE / 2, talker_read.read_exact(&mut heard)).await.expect("not passed on").unwrap();
+        assert_eq!(&heard, b"more");
+        flood.abort();
+        relay.abort();
+    }
+}
