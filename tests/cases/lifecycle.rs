@@ -55,12 +55,14 @@ fn connections_that_do_not_finish_are_closed_by_force() -> Result<()> {
     let start = Instant::now();
     daemon.signal(Signal::TERM)?;
     let end = end_of(&mut client)?;
-    ensure!(matches!(end, End::Reset(_) | End::Closed(_)), "{end:?}");
+    ensure!(end == End::Reset(Vec::new()), "{end:?}");
     let status = daemon.wait(SOON)?;
     let after = start.elapsed();
     ensure!(status.success(), "{status}");
     ensure!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&after), "ended after {after:?}");
     daemon.log().wait_for(&["shutdown timeout exceeded, forcing close"], SOON)?;
+    let records = daemon.log().matching(&["connection closed"]);
+    ensure!(records.len() == 1 && records[0].contains("reason=forced"), "{records:?}");
     Ok(())
 }
 
