@@ -82,6 +82,7 @@ impl Direction {
         }
         if self.state == State::Ended {
             ready!(self.poll_flush(cx, target, transferred))?;
+            self.pending = Pending::default();
             self.pipe = None;
             self.state = State::Flushed;
         }
@@ -138,6 +139,8 @@ impl Direction {
         transferred: &mut u64,
     ) -> Poll<Result<usize, Side>> {
         ready!(self.poll_flush(cx, target, transferred))?;
+        // What is left of the time before it was bulk.
+        self.pending = Pending::default();
         if self.pipe.is_none() {
             self.pipe = Pipe::take();
         }
@@ -184,6 +187,14 @@ impl Direction {
             *transferred += written as u64;
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+impl Direction {
+    /// Whether it is bulk, and what it holds beyond itself: bytes of memory, and whether a pipe.
+    pub(super) fn holds(&self) -> (bool, usize, bool) {
+        (self.is_bulk, self.pending.bytes.capacity(), self.pipe.is_some())
     }
 }
 

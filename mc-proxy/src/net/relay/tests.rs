@@ -17,8 +17,12 @@ use super::*;
 
 /// The far end of one side, and the relay's end of it.
 async fn pair() -> (TcpStream, Socket) {
+    pair_that_receives(16 * 1024).await
+}
+
+async fn pair_that_receives(buffer: usize) -> (TcpStream, Socket) {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
-    SockRef::from(&listener).set_recv_buffer_size(16 * 1024).unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(buffer).unwrap();
     let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (near, _) = listener.accept().await.unwrap();
     let near = near.into_std().unwrap();
@@ -108,6 +112,46 @@ async fn both_directions_at_once_whatever_the_sizes() {
         assert_eq!(ended, Ended::Closed);
         assert_eq!(transferred, Transferred { client: up as u64, backend: down as u64 });
     }
+}
+
+#[tokio::test]
+async fn a_direction_that_has_been_bulk_holds_nothing_while_it_is_idle() {
+    let (mut client, mut near_client) = pair_that_receives(1 << 20).await;
+    let (mut backend, mut near_backend) = pair().await;
+    let mut direction = Direction::default();
+    let mut moved = 0;
+    let mut was_bulk = false;
+    for total in [400_000, 3_000_000] {
+        let moving = poll_fn(|cx| {
+            let polled = BUFFER
+                .with_borrow_mut(|buffer| direction.poll(cx, &mut near_client, &mut near_backend, buffer, &mut moved));
+            was_bulk |= direction.holds().0;
+            polled
+        });
+        let (sent, mut taken) = (vec![7; total], vec![0; total]);
+        let take = async {
+            // Late, so that the target blocks.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            backend.read_exact(&mut taken).await
+        };
+        let both = async { tokio::try_join!(client.write_all(&sent), take) };
+        tokio::select! {
+            biased;
+            end = moving => panic!("{end:?}"),
+            result = timeout(PATIENCE, both) => drop(result.expect("stalled").unwrap()),
+        }
+        // What the last poll left: it looks once more, and finds nothing.
+        poll_fn(|cx| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let _ = direction.poll(cx, &mut near_client, &mut near_backend, buffer, &mut moved);
+            });
+            Poll::Ready(())
+        })
+        .await;
+        let (_, memory, has_pipe) = direction.holds();
+        assert_eq!((memory, has_pipe), (0, false));
+    }
+    assert!(was_bulk);
 }
 
 #[tokio::test]
