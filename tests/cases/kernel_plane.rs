@@ -1,5 +1,7 @@
 //! The kernel plane on real interfaces: taken over, replaced, repaired, shared with others, filled to the brim.
 
+#![expect(clippy::unwrap_used, reason = "what helps a test fails like a test")]
+
 #[path = "kernel_support/mod.rs"]
 mod kernel_support;
 #[path = "kernel_support/lab.rs"]

@@ -1,5 +1,7 @@
 //! The committed kernel program, run by the kernel on frames of every shape, against the same verdict run on the host.
 
+#![expect(clippy::unwrap_used, reason = "what helps a test fails like a test")]
+
 #[path = "kernel_support/mod.rs"]
 mod kernel_support;
 
