@@ -42,19 +42,6 @@ pub enum Outcome {
     DialTimeout,
 }
 
-/// Who is to blame for an outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Nobody.
-    None,
-    /// What the client did, or did not do.
-    Client,
-    /// The backend.
-    Backend,
-    /// What the operator decided.
-    Policy,
-}
-
 /// Connections by outcome, and bytes. Written with relaxed order: figures, not signals.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -118,23 +105,6 @@ impl Outcome {
             Self::NoRoute => "no_route",
             Self::DialFailed => "dial_failed",
             Self::DialTimeout => "dial_timeout",
-        }
-    }
-
-    /// Whose fault it was.
-    pub fn fault(self) -> Fault {
-        match self {
-            Self::Closed => Fault::None,
-            Self::ClientReset | Self::Idle | Self::HandshakeTimeout | Self::ClientGone | Self::Hello(_) => {
-                Fault::Client
-            }
-            Self::BackendReset | Self::DialFailed | Self::DialTimeout => Fault::Backend,
-            Self::Forced
-            | Self::OverLimit
-            | Self::BlockedAddress
-            | Self::BlockedPrefix
-            | Self::BlockedCountry
-            | Self::NoRoute => Fault::Policy,
         }
     }
 
