@@ -4,8 +4,8 @@
 //! is ready only when it is:
 //!
 //! ```text
-//! configuration -> log -> database (migrate, seed, load) -> GeoIP -> bind -> kernel plane -> control thread
-//!   -> workers -> admin API -> READY=1 -> signals -> drain -> kernel plane kept or detached
+//! configuration -> log -> signal handlers -> database (migrate, seed, load) -> GeoIP -> bind -> kernel plane
+//!   -> control thread -> workers -> admin API -> READY=1 -> signals -> drain -> kernel plane kept or detached
 //! ```
 
 mod notify;
@@ -67,8 +67,37 @@ pub fn run(config_path: &Path) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::because(Exit::Failure, "starting the reactor", &error))?;
+    // Before anything is started: a signal that comes meanwhile ends what has come up in order, and does not kill it.
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::new().map_err(|error| Failure::because(Exit::Failure, "waiting for signals", &error))?
+    };
     let running = Running::start(config)?;
-    runtime.block_on(running.serve())
+    runtime.block_on(running.serve(signals))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for a signal to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Everything that runs, from the moment that connections are accepted.
@@ -127,12 +156,7 @@ impl Running {
         Ok(Self { config, control, control_thread, workers, shutdown, admin })
     }
 
-    async fn serve(self) -> Result<(), Failure> {
-        let failed = |error: io::Error| Failure::because(Exit::Failure, "waiting for signals", &error);
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
-
+    async fn serve(self, mut signals: Signals) -> Result<(), Failure> {
         let admin_stop = CancellationToken::new();
         let admin = self.admin.map(|socket| {
             let serving = admin::serve(socket, self.control.clone(), admin_stop.clone());
@@ -148,15 +172,15 @@ impl Running {
 
         loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => reload(&self.control, &mut notifier).await,
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = signals.hangup.recv() => reload(&self.control, &mut notifier).await,
                 () = notifier.watch(&self.workers, &self.control_thread) => {}
             }
         }
         tracing::info!(timeout = ?self.config.proxy.shutdown_timeout, "shutting down, draining connections");
         notifier.stopping(self.config.proxy.shutdown_timeout);
-        drain(self.workers, &self.shutdown, self.config.proxy.shutdown_timeout, &mut terminate, &mut interrupt).await;
+        drain(self.workers, &self.shutdown, self.config.proxy.shutdown_timeout, &mut signals).await;
         admin_stop.cancel();
         if let Some(admin) = admin {
             drop(admin.await);
@@ -256,21 +280,14 @@ async fn reload(control: &Control, notifier: &mut Notifier) {
 }
 
 /// Lets connections end by themselves, for so long; a second signal ends the patience.
-async fn drain(
-    workers: Vec<Worker>,
-    shutdown: &Shutdown,
-    patience: std::time::Duration,
-    terminate: &mut Signal,
-    interrupt: &mut Signal,
-) {
+async fn drain(workers: Vec<Worker>, shutdown: &Shutdown, patience: std::time::Duration, signals: &mut Signals) {
     shutdown.drain.cancel();
     let ended = tokio::task::spawn_blocking(move || workers.into_iter().filter_map(|w| w.join().err()).count());
     tokio::pin!(ended);
     let forced = tokio::select! {
         panicked = &mut ended => { report(panicked); return; }
         () = sleep(patience) => "shutdown timeout exceeded, forcing close",
-        _ = terminate.recv() => "second signal, forcing close",
-        _ = interrupt.recv() => "second signal, forcing close",
+        () = signals.stop() => "second signal, forcing close",
     };
     tracing::warn!("{forced}");
     shutdown.force.cancel();
@@ -285,7 +302,7 @@ fn report(panicked: Result<usize, tokio::task::JoinError>) {
     }
 }
 
-/// Two descriptors a connection, and three more for each that is spliced: the default soft limit of 1,024 is for
+/// Two descriptors a connection, and two more for each direction that is spliced: the default soft limit of 1,024 is for
 /// programs that use `select(2)`.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);

@@ -13,26 +13,31 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     conn::{self, Edge, Listening, Outcome},
     net::{
         addr::PeerAddr,
-        listener::{Bound, Listener},
+        listener::{BACKLOG, Bound, Listener},
         socket::Socket,
     },
+    telemetry::limit::LineLimit,
 };
 
 /// Threads for look-ups of backend names, for each worker. [`crate::net::resolve`] asks once for each name at a time.
 const RESOLVER_THREADS: usize = 4;
 
-/// After the descriptors have run out, connections wait this long in the kernel's queue.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+/// After a connection could not be accepted, as when the descriptors have run out, the others wait this long in the
+/// kernel's queue.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Every worker says so for every listener, as long as it lasts.
+static ACCEPT_WARNINGS: LineLimit = LineLimit::per_second(1);
 
 /// How often a worker that runs says so.
-pub const HEARTBEAT: Duration = Duration::from_secs(1);
+pub const HEARTBEAT: Duration = Duration::from_millis(250);
 
 /// A running worker.
 #[derive(Debug)]
@@ -138,15 +143,18 @@ impl Acceptor {
             match accepted {
                 Ok((fd, peer)) => self.serve(fd, peer),
                 Err(error) => {
-                    tracing::warn!(listener = %self.listening.addr, %error, "a connection could not be accepted");
-                    if Listener::is_exhausted(&error) {
-                        sleep(EXHAUSTED_PAUSE).await;
+                    if let Some(suppressed) = ACCEPT_WARNINGS.admit(Instant::now()) {
+                        let listener = &self.listening.addr;
+                        tracing::warn!(%listener, %error, suppressed, "a connection could not be accepted");
                     }
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
-        // Connections that the kernel has already made are ours; closing the socket would reset them.
-        while let Ok(Some((fd, peer))) = self.listener.try_accept() {
+        // Connections that the kernel has already made are ours; closing the socket would reset them. There are no more
+        // of them than its queue holds, however fast others come.
+        for _ in 0..BACKLOG {
+            let Ok(Some((fd, peer))) = self.listener.try_accept() else { break };
             self.serve(fd, peer);
         }
     }

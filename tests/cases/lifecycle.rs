@@ -4,6 +4,8 @@ use std::{
     fs,
     net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,11 +14,11 @@ use mc_proxy_tests::{
     backend::{Backend, echo},
     client::{End, ask, connect, end_of, exchange},
     config::{listener, loopback},
-    daemon::Installation,
+    daemon::{Installation, binary},
     hello::Hello,
     wait::{SOON, until},
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn sigterm_lets_connections_finish() -> Result<()> {
@@ -55,12 +57,35 @@ fn connections_that_do_not_finish_are_closed_by_force() -> Result<()> {
     let start = Instant::now();
     daemon.signal(Signal::TERM)?;
     let end = end_of(&mut client)?;
-    ensure!(matches!(end, End::Reset(_) | End::Closed(_)), "{end:?}");
+    ensure!(end == End::Reset(Vec::new()), "{end:?}");
     let status = daemon.wait(SOON)?;
     let after = start.elapsed();
     ensure!(status.success(), "{status}");
     ensure!((Duration::from_millis(900)..Duration::from_secs(6)).contains(&after), "ended after {after:?}");
     daemon.log().wait_for(&["shutdown timeout exceeded, forcing close"], SOON)?;
+    let records = daemon.log().matching(&["connection closed"]);
+    ensure!(records.len() == 1 && records[0].contains("reason=forced"), "{records:?}");
+    Ok(())
+}
+
+#[test]
+fn a_signal_during_the_start_ends_it_in_order() -> Result<()> {
+    let edge = Installation::new(&listener(loopback(), &[], None))?;
+    let mut daemon = Command::new(binary("mc-proxy")?).arg("server").arg("-c").arg(edge.config()).spawn()?;
+    // It is among the first things that a start does.
+    let deadline = Instant::now() + SOON;
+    while !edge.database().exists() && Instant::now() < deadline {
+        thread::yield_now();
+    }
+    for signal in [Signal::HUP, Signal::TERM] {
+        kill_process(Pid::from_child(&daemon), signal)?;
+    }
+    let mut status = None;
+    until("the end of the daemon", SOON, || {
+        status = daemon.try_wait()?;
+        Ok(status.is_some())
+    })?;
+    ensure!(status.is_some_and(|status| status.success()), "{status:?}");
     Ok(())
 }
 

@@ -1,14 +1,10 @@
 //! After the hello, the proxy is a wire: every byte, both ways, and every way in which a connection can end.
 
 use std::{
-    io::{Read as _, Write as _},
-    mem,
+    io::{ErrorKind, Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixListener,
-    sync::{
-        atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc::Receiver,
-    },
+    sync::mpsc::{self, Receiver},
     thread,
     time::{Duration, Instant},
 };
@@ -21,7 +17,7 @@ use mc_proxy_tests::{
     config::{listener, loopback},
     daemon::{Daemon, Installation},
     hello::Hello,
-    wait::{SOON, pass, until},
+    wait::SOON,
 };
 use socket2::SockRef;
 
@@ -171,32 +167,36 @@ fn a_reader_that_stalls_holds_the_sender_back_and_loses_nothing() -> Result<()> 
     let resident = wire.daemon.resident_bytes()?;
     // The kernel's own buffers take tens of megabytes when they may grow; what the daemon adds is what counts.
     SockRef::from(&client).set_recv_buffer_size(64 << 10)?;
-    let length = 128 << 20;
-    let sent = AtomicU64::new(0);
-    thread::scope(|scope| -> Result<()> {
-        let sender = scope.spawn(|| -> Result<()> {
-            let mut stream = bytes::Bytes::of(6);
-            let mut block = vec![0; 1 << 16];
-            while sent.load(Relaxed) < length {
-                stream.fill(&mut block);
-                backend.write_all(&block).context("sending")?;
-                sent.fetch_add(block.len() as u64, Relaxed);
+    let length = 96 * MB;
+    let (stall, stalled) = mpsc::channel();
+    let sender = thread::spawn(move || -> Result<_> {
+        backend.set_write_timeout(Some(Duration::from_millis(700)))?;
+        let mut stream = bytes::Bytes::of(6);
+        let mut block = vec![0; 1 << 16];
+        let mut sent = 0;
+        while sent < length {
+            stream.fill(&mut block);
+            let mut rest = block.as_slice();
+            while !rest.is_empty() {
+                match backend.write(rest) {
+                    Ok(count) => rest = &rest[count..],
+                    // Nobody listens after the first time.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => drop(stall.send(())),
+                    Err(error) => return Err(error).context("sending"),
+                }
             }
-            backend.shutdown(Shutdown::Write).context("half-closing")
-        });
-        let mut last = 0;
-        until("a sender that is held back", SOON, || {
-            pass(Duration::from_millis(700));
-            let now = sent.load(Relaxed);
-            Ok(mem::replace(&mut last, now) == now)
-        })?;
-        ensure!(last < length, "{last} bytes fitted between a sender and a reader that does not read");
-        let grown = wire.daemon.resident_bytes()?.saturating_sub(resident);
-        ensure!(grown < 8 << 20, "the daemon has grown by {grown} bytes for one reader that stalls");
-
-        bytes::receive(&mut client, 6, length)?;
-        sender.join().map_err(|_| anyhow!("the backend panicked"))?
-    })
+            sent += block.len() as u64;
+        }
+        Ok(sent)
+    });
+    stalled.recv_timeout(SOON).context("everything fitted between a sender and a reader that does not read")?;
+    let grown = wire.daemon.resident_bytes()?.saturating_sub(resident);
+    ensure!(grown < 8 << 20, "the daemon has grown by {grown} bytes for one reader that stalls");
+    let total = length.next_multiple_of(1 << 16);
+    bytes::receive(&mut client, 6, total)?;
+    let sent = sender.join().map_err(|_| anyhow!("the backend panicked"))??;
+    ensure!(sent == total);
+    Ok(())
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod outcome;
 mod pipeline;
 mod record;
 
-pub use outcome::{Counters, Fault, Outcome};
+pub use outcome::{Counters, Outcome};
 pub use pipeline::run;
 
 use std::sync::{

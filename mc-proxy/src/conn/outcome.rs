@@ -30,7 +30,7 @@ pub enum Outcome {
     BlockedCountry,
     /// The ClientHello was not complete in time.
     HandshakeTimeout,
-    /// The client went away before its ClientHello was complete.
+    /// The client went away before it was connected to a backend.
     ClientGone,
     /// What came is not a ClientHello that is routed.
     Hello(HelloError),
@@ -40,19 +40,6 @@ pub enum Outcome {
     DialFailed,
     /// No backend answered in time.
     DialTimeout,
-}
-
-/// Who is to blame for an outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Nobody.
-    None,
-    /// What the client did, or did not do.
-    Client,
-    /// The backend.
-    Backend,
-    /// What the operator decided.
-    Policy,
 }
 
 /// Connections by outcome, and bytes. Written with relaxed order: figures, not signals.
@@ -118,23 +105,6 @@ impl Outcome {
             Self::NoRoute => "no_route",
             Self::DialFailed => "dial_failed",
             Self::DialTimeout => "dial_timeout",
-        }
-    }
-
-    /// Whose fault it was.
-    pub fn fault(self) -> Fault {
-        match self {
-            Self::Closed => Fault::None,
-            Self::ClientReset | Self::Idle | Self::HandshakeTimeout | Self::ClientGone | Self::Hello(_) => {
-                Fault::Client
-            }
-            Self::BackendReset | Self::DialFailed | Self::DialTimeout => Fault::Backend,
-            Self::Forced
-            | Self::OverLimit
-            | Self::BlockedAddress
-            | Self::BlockedPrefix
-            | Self::BlockedCountry
-            | Self::NoRoute => Fault::Policy,
         }
     }
 

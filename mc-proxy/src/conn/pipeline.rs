@@ -13,7 +13,7 @@
 //!
 //! A connection that is refused is reset, and its client has not got one byte, unless `proxy.refuse = "alert"`.
 
-use std::{cell::Cell, os::fd::OwnedFd, sync::Arc};
+use std::{cell::Cell, future::poll_fn, os::fd::OwnedFd, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -61,7 +61,12 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
         return refuse_name(client, record).await;
     };
     drop(routes);
-    let mut backend = match reach(&target, &hello, record).await {
+    let reached = tokio::select! {
+        biased;
+        reached = reach(&target, &hello, record) => reached,
+        _ = poll_fn(|cx| client.poll_failed(cx)) => Err(Outcome::ClientGone),
+    };
+    let mut backend = match reached {
         Ok(backend) => backend,
         Err(outcome) => return outcome,
     };

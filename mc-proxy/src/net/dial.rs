@@ -1,12 +1,17 @@
 //! Connecting to a backend.
 
-use std::{io, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{addr::BackendAddr, resolve::Resolver, socket::Socket};
 
@@ -35,27 +40,45 @@ pub async fn dial(
     first: &[u8],
     deadline: Duration,
 ) -> Result<Socket, DialError> {
-    match timeout(deadline, dial_any(backend, resolver, first)).await {
+    match timeout(deadline, dial_any(backend, resolver, first, deadline)).await {
         Ok(result) => result,
         Err(_) => Err(DialError::Timeout(deadline)),
     }
 }
 
-async fn dial_any(backend: &BackendAddr, resolver: &Resolver, first: &[u8]) -> Result<Socket, DialError> {
-    match backend {
-        BackendAddr::Ip(addr) => dial_ip(*addr, first).await.map_err(DialError::Connect),
-        BackendAddr::Unix(path) => dial_unix(path, first).await.map_err(DialError::Connect),
+async fn dial_any(
+    backend: &BackendAddr,
+    resolver: &Resolver,
+    first: &[u8],
+    deadline: Duration,
+) -> Result<Socket, DialError> {
+    let end = Instant::now() + deadline;
+    let connected = match backend {
+        BackendAddr::Ip(addr) => dial_ip(*addr, first).await,
+        BackendAddr::Unix(path) => dial_unix(path, first).await,
         BackendAddr::Name { host, port } => {
-            let mut failure = io::Error::from(io::ErrorKind::NotFound);
-            for ip in resolver.lookup(host).await.map_err(DialError::Resolve)?.iter() {
-                match dial_ip(SocketAddr::new(*ip, *port), first).await {
-                    Ok(socket) => return Ok(socket),
-                    Err(error) => failure = error,
-                }
-            }
-            Err(DialError::Connect(failure))
+            let ips = resolver.lookup(host).await.map_err(DialError::Resolve)?;
+            dial_first(&ips, *port, first, end).await
+        }
+    };
+    connected.map_err(|error| {
+        let is_silent = error.kind() == io::ErrorKind::TimedOut;
+        if is_silent { DialError::Timeout(deadline) } else { DialError::Connect(error) }
+    })
+}
+
+/// Tries the addresses of a name in order. One that is silent leaves the others their share of the time.
+async fn dial_first(ips: &[IpAddr], port: u16, first: &[u8], end: Instant) -> io::Result<Socket> {
+    let mut failure = io::Error::from(io::ErrorKind::NotFound);
+    for (ip, left) in ips.iter().zip((1..=ips.len()).rev()) {
+        let share = end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(u32::MAX);
+        match timeout(share, dial_ip(SocketAddr::new(*ip, port), first)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => failure = error,
+            Err(elapsed) => failure = elapsed.into(),
         }
     }
+    Err(failure)
 }
 
 async fn dial_ip(addr: SocketAddr, first: &[u8]) -> io::Result<Socket> {
@@ -89,4 +112,33 @@ async fn finish(mut socket: Socket, connected: Result<(), Errno>, first: &[u8]) 
         socket.send_all(first).await?;
     }
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Connections to it are not answered: its queue of one is full.
+    fn silent() -> (TcpListener, std::net::TcpStream) {
+        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let listener = TcpListener::from(listener);
+        let queued = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener, queued)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_leaves_time_for_the_next() {
+        let (silent, _queued) = silent();
+        let port = silent.local_addr().unwrap().port();
+        let _other = TcpListener::bind(("127.0.0.2", port)).unwrap();
+        let end = || Instant::now() + Duration::from_secs(1);
+        let [dead, alive] = [[127, 0, 0, 1], [127, 0, 0, 2]].map(IpAddr::from);
+        dial_first(&[dead, alive], port, b"x", end()).await.unwrap();
+        let error = dial_first(&[dead], port, b"x", end()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }

@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Connections that the kernel holds ready for one socket; it lowers this to `net.core.somaxconn`.
-const BACKLOG: i32 = 65_535;
+pub const BACKLOG: u16 = 65_535;
 
 /// A bound socket that is not yet accepted from.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub fn bind(addr: &ListenAddr, count: usize) -> io::Result<Vec<Bound>> {
     (0..count)
         .map(|_| {
             let socket = bind_one(addr, true)?;
-            socket.listen(BACKLOG)?;
+            socket.listen(BACKLOG.into())?;
             Ok(Bound(socket.into()))
         })
         .collect()
@@ -106,10 +106,5 @@ impl Listener {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// Descriptors are used up when `accept` fails with this.
-    pub fn is_exhausted(error: &io::Error) -> bool {
-        matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM))
     }
 }

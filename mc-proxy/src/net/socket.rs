@@ -23,6 +23,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 pub struct Socket {
     state: State,
     is_complete: bool,
+    is_ending: bool,
 }
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ enum State {
 impl Socket {
     /// Takes a socket that is already non-blocking.
     pub fn new(fd: OwnedFd) -> Self {
-        Self { state: State::Unregistered(fd), is_complete: false }
+        Self { state: State::Unregistered(fd), is_complete: false, is_ending: false }
     }
 
     /// Registers for reading without having tried to read: for a socket that most likely has nothing yet.
@@ -67,6 +68,11 @@ impl Socket {
         )
     }
 
+    /// Whether the peer is known to send no more than what can be read already.
+    pub fn is_ending(&self) -> bool {
+        self.is_ending
+    }
+
     /// Reads with another call than `recv`; `is_drained` tells from its result that there was no more to get.
     ///
     /// # Errors
@@ -88,10 +94,12 @@ impl Socket {
             match retry(|| read(guard.get_inner().as_fd())) {
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Ok(count) => {
+                    let is_ending = guard.ready().is_read_closed();
                     // A peer that has closed stays readable, or its end would never be seen.
-                    if is_drained(count) && !guard.ready().is_read_closed() {
+                    if is_drained(count) && !is_ending {
                         guard.clear_ready();
                     }
+                    self.is_ending = is_ending;
                     return Poll::Ready(Ok(count));
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
@@ -115,6 +123,14 @@ impl Socket {
         self.poll_write_with(cx, |fd| net::send(fd, bytes, SendFlags::NOSIGNAL))
     }
 
+    /// The same with more to come at once, be it the end of the stream: the kernel holds a last small packet back for it.
+    ///
+    /// # Errors
+    /// As [`Self::poll_send`].
+    pub fn poll_send_more(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |fd| net::send(fd, bytes, SendFlags::NOSIGNAL | SendFlags::MORE))
+    }
+
     /// Writes with another call than `send`.
     ///
     /// # Errors
@@ -127,7 +143,11 @@ impl Socket {
         // Most writes find room; what the reactor last heard is asked only after one that did not.
         match retry(|| write(self.as_fd())) {
             Err(Errno::AGAIN) if matches!(self.state, State::Both(_)) => {}
-            Err(Errno::AGAIN) => self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?,
+            Err(Errno::AGAIN) => {
+                self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?;
+                // Whoever waits to read was waiting on the registration that is gone, and has to wait anew.
+                cx.waker().wake_by_ref();
+            }
             result => return Poll::Ready(result.map_err(Into::into)),
         }
         loop {

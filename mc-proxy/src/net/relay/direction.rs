@@ -84,6 +84,7 @@ impl Direction {
         }
         if self.state == State::Ended {
             ready!(self.poll_flush(cx, target, transferred))?;
+            self.pending = Pending::default();
             self.pipe = None;
             self.state = State::Flushed;
         }
@@ -118,7 +119,9 @@ impl Direction {
             return Poll::Ready(Ok(0));
         }
         let bytes = buffer.get(..read).unwrap_or_default();
-        let written = match target.poll_send(cx, bytes) {
+        // What follows at once is the end, which then needs no packet of its own.
+        let sent = if source.is_ending() { target.poll_send_more(cx, bytes) } else { target.poll_send(cx, bytes) };
+        let written = match sent {
             Poll::Ready(written) => written.map_err(|_| Side::Target)?,
             Poll::Pending => 0,
         };
@@ -140,6 +143,8 @@ impl Direction {
         transferred: &mut u64,
     ) -> Poll<Result<usize, Side>> {
         ready!(self.poll_flush_pending(cx, target, transferred))?;
+        // What is left of the time before it was bulk.
+        self.pending = Pending::default();
         if self.pipe.is_none() {
             self.pipe = Pipe::take();
         }
@@ -218,6 +223,14 @@ impl Direction {
         }
         *transferred += written as u64;
         Poll::Ready(Ok(written))
+    }
+}
+
+#[cfg(test)]
+impl Direction {
+    /// Whether it is bulk, and what it holds beyond itself: bytes of memory, and whether a pipe.
+    pub(super) fn holds(&self) -> (bool, usize, bool) {
+        (self.is_bulk, self.pending.bytes.capacity(), self.pipe.is_some())
     }
 }
 

@@ -7,11 +7,15 @@ use std::{
 
 use rustix::{
     io::Errno,
-    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+    pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
-/// Bytes asked for. The kernel gives an unprivileged user 64 MiB of pipes; beyond that they stay small.
+/// Bytes asked for. The kernel gives an unprivileged user 64 MiB of pipes (`fs.pipe-user-pages-soft`); beyond that they
+/// stay as small as two pages.
 const CAPACITY: usize = 256 * 1024;
+
+/// A pipe that takes less is worse than the buffer that bytes are copied through, and would be lent again and again.
+const MIN_CAPACITY: usize = 64 * 1024;
 
 /// Pipes a worker may have at a time. Bulk connections beyond it are copied.
 const MAX_PIPES: usize = 128;
@@ -99,9 +103,8 @@ impl Drop for Pipe {
 impl Ends {
     fn open() -> Option<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
-        let capacity = fcntl_setpipe_size(write.as_fd(), CAPACITY)
-            .or_else(|_| rustix::pipe::fcntl_getpipe_size(write.as_fd()))
-            .ok()?;
-        Some(Self { read, write, capacity })
+        let capacity =
+            fcntl_setpipe_size(write.as_fd(), CAPACITY).or_else(|_| fcntl_getpipe_size(write.as_fd())).ok()?;
+        (capacity >= MIN_CAPACITY).then_some(Self { read, write, capacity })
     }
 }

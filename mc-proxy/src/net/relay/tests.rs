@@ -17,8 +17,12 @@ use super::*;
 
 /// The far end of one side, and the relay's end of it.
 async fn pair() -> (TcpStream, Socket) {
+    pair_that_receives(16 * 1024).await
+}
+
+async fn pair_that_receives(buffer: usize) -> (TcpStream, Socket) {
     let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).await.unwrap();
-    SockRef::from(&listener).set_recv_buffer_size(16 * 1024).unwrap();
+    SockRef::from(&listener).set_recv_buffer_size(buffer).unwrap();
     let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (near, _) = listener.accept().await.unwrap();
     let near = near.into_std().unwrap();
@@ -111,6 +115,46 @@ async fn both_directions_at_once_whatever_the_sizes() {
 }
 
 #[tokio::test]
+async fn a_direction_that_has_been_bulk_holds_nothing_while_it_is_idle() {
+    let (mut client, mut near_client) = pair_that_receives(1 << 20).await;
+    let (mut backend, mut near_backend) = pair().await;
+    let mut direction = Direction::default();
+    let mut moved = 0;
+    let mut was_bulk = false;
+    for total in [400_000, 3_000_000] {
+        let moving = poll_fn(|cx| {
+            let polled = BUFFER
+                .with_borrow_mut(|buffer| direction.poll(cx, &mut near_client, &mut near_backend, buffer, &mut moved));
+            was_bulk |= direction.holds().0;
+            polled
+        });
+        let (sent, mut taken) = (vec![7; total], vec![0; total]);
+        let take = async {
+            // Late, so that the target blocks.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            backend.read_exact(&mut taken).await
+        };
+        let both = async { tokio::try_join!(client.write_all(&sent), take) };
+        tokio::select! {
+            biased;
+            end = moving => panic!("{end:?}"),
+            result = timeout(PATIENCE, both) => drop(result.expect("stalled").unwrap()),
+        }
+        // What the last poll left: it looks once more, and finds nothing.
+        poll_fn(|cx| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let _ = direction.poll(cx, &mut near_client, &mut near_backend, buffer, &mut moved);
+            });
+            Poll::Ready(())
+        })
+        .await;
+        let (_, memory, has_pipe) = direction.holds();
+        assert_eq!((memory, has_pipe), (0, false));
+    }
+    assert!(was_bulk);
+}
+
+#[tokio::test]
 async fn the_end_of_one_side_leaves_the_other_open() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
@@ -176,4 +220,30 @@ async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
     }
     assert_eq!(relay.await.unwrap().0, Ended::Idle);
     assert!(start.elapsed() >= Duration::from_millis(700));
+}
+
+/// A client that sends all of its request before it reads would otherwise wait until the idle timeout.
+#[tokio::test]
+async fn what_a_side_sends_is_passed_on_while_it_does_not_read() {
+    for is_client in [true, false] {
+        let (client, near_client) = pair().await;
+        let (backend, near_backend) = pair().await;
+        let relay = relay(near_client, near_backend, PATIENCE);
+        let (mut deaf, talker) = if is_client { (client, backend) } else { (backend, client) };
+        let (mut talker_read, mut talker_write) = talker.into_split();
+        // Small writes with pauses, so that the first send that blocks is the one that stays blocked.
+        let flood = tokio::spawn(async move {
+            loop {
+                talker_write.write_all(&[7; 1000]).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        deaf.write_all(b"more").await.unwrap();
+        let mut heard = [0; 4];
+        timeout(PATIENCE / 2, talker_read.read_exact(&mut heard)).await.expect("not passed on").unwrap();
+        assert_eq!(&heard, b"more");
+        flood.abort();
+        relay.abort();
+    }
 }
