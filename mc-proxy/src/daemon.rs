@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use self::notify::Notifier;
 use crate::{
     admin::{self, AdminSocket},
-    config::{self, Config, Grpc, Loaded},
+    config::{self, Config, Grpc, Loaded, OnExit},
     conn::{Counters, Edge, Listening},
     control::{self, Control, Owned},
     desired::{Desired, Listener},
@@ -32,7 +32,7 @@ use crate::{
         listener::{self, Bound},
         resolve::Resolver,
     },
-    store::{self, Store},
+    store::{self, Difference, Store, StoreError},
     telemetry::{describe, log},
     worker::{Shutdown, Worker},
     xdp,
@@ -112,11 +112,11 @@ struct Running {
 
 impl Running {
     fn start(config: Config) -> Result<Self, Failure> {
-        let (store, desired) = open_store(&config)?;
+        let Opened { mut store, desired, is_empty } = open_store(&config)?;
         let rules: RuleSet = desired.rules.iter().copied().collect();
         let geoip = open_geoip(&config, &rules)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let bound = bind(&desired.listeners, workers)?;
+        let bound = bind(&desired.listeners, &config.seed.listeners, workers)?;
         let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
 
         let ports: BTreeSet<u16> = desired.listeners.iter().map(|l| l.addr.socket().port()).collect();
@@ -130,6 +130,9 @@ impl Running {
             tracing::warn!(why = kernel.detail, "rules are enforced in user space only");
         }
 
+        if is_empty {
+            store.seed(&desired).map_err(store_failure)?;
+        }
         let firewall = Firewall::default();
         firewall.rules.store(Arc::new(rules));
         firewall.geoip.store(geoip.map(Arc::new));
@@ -159,7 +162,7 @@ impl Running {
     async fn serve(self, mut signals: Signals) -> Result<(), Failure> {
         let admin_stop = CancellationToken::new();
         let admin = self.admin.map(|socket| {
-            let serving = admin::serve(socket, self.control.clone(), admin_stop.clone());
+            let serving = admin::serve(socket, self.control.clone(), self.shutdown.drain.clone(), admin_stop.clone());
             tokio::task::spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(error = describe(&error), "the admin API has ended");
@@ -187,30 +190,50 @@ impl Running {
         }
         let stopped = self.control.stop().await;
         drop(self.control_thread.join());
-        tracing::info!("mc-proxy has stopped");
+        match self.config.xdp.on_exit {
+            OnExit::Keep => tracing::info!("mc-proxy has stopped; what the kernel drops, it goes on dropping"),
+            OnExit::Detach => tracing::info!("mc-proxy has stopped"),
+        }
         stopped.map_err(|error| Failure::because(Exit::Failure, "stopping", &error))
     }
 }
 
-/// Opens the database, seeds it if it is empty, and says where it differs from the file otherwise.
-fn open_store(config: &Config) -> Result<(Store, Desired), Failure> {
-    let failed = |error| Failure::because(Exit::Failure, "database.path", &error);
-    let mut store = Store::open(&config.database).map_err(failed)?;
-    if store.is_empty().map_err(failed)? {
-        if config.seed.listeners.is_empty() {
-            return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
-        }
-        store.seed(&config.seed).map_err(failed)?;
+/// The database, and what is desired: what it holds, or, when it is empty, what the file says. The file is then to be
+/// stored, though not before everything else has come up: a first start that fails must not bind the file's author to
+/// what was wrong with it.
+struct Opened {
+    store: Store,
+    desired: Desired,
+    is_empty: bool,
+}
+
+fn open_store(config: &Config) -> Result<Opened, Failure> {
+    let store = Store::open(&config.database).map_err(store_failure)?;
+    let is_empty = store.is_empty().map_err(store_failure)?;
+    let desired = if is_empty { config.seed.clone() } else { store.load().map_err(store_failure)? };
+    if desired.listeners.is_empty() {
+        return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
     }
-    let desired = store.load().map_err(failed)?;
-    let differences = store::diff(&config.seed, &desired);
-    for difference in differences.iter().take(MAX_DIFFERENCES) {
-        tracing::warn!(difference, "the file differs from the database, which wins");
+    report_differences(&store::diff(&config.seed, &desired));
+    Ok(Opened { store, desired, is_empty })
+}
+
+fn store_failure(error: StoreError) -> Failure {
+    Failure::because(Exit::Failure, "database.path", &error)
+}
+
+/// What was added at run time is as it should be; what only the file has is what its author may be waiting for.
+fn report_differences(differences: &[Difference]) {
+    let (added, lost): (Vec<_>, Vec<_>) = differences.iter().partition(|difference| difference.is_only_in_database);
+    if !added.is_empty() {
+        tracing::info!(entries = added.len(), "the database has more than the file");
     }
-    if let Some(more) = differences.len().checked_sub(MAX_DIFFERENCES).filter(|more| *more > 0) {
+    for difference in lost.iter().take(MAX_DIFFERENCES) {
+        tracing::warn!(difference = difference.text, "the file differs from the database, which wins");
+    }
+    if let Some(more) = lost.len().checked_sub(MAX_DIFFERENCES).filter(|more| *more > 0) {
         tracing::warn!(more, "the file differs from the database in more than is listed here");
     }
-    Ok((store, desired))
 }
 
 fn open_geoip(config: &Config, rules: &RuleSet) -> Result<Option<GeoIp>, Failure> {
@@ -226,7 +249,7 @@ fn open_geoip(config: &Config, rules: &RuleSet) -> Result<Option<GeoIp>, Failure
 }
 
 /// Sockets for every listener: a vector of `workers` of them each.
-fn bind(listeners: &[Listener], workers: usize) -> Result<Vec<Vec<Bound>>, Failure> {
+fn bind(listeners: &[Listener], in_file: &[Listener], workers: usize) -> Result<Vec<Vec<Bound>>, Failure> {
     let bind_one = |listener: &Listener| {
         listener::bind(&listener.addr, workers).map_err(|error| {
             let port = listener.addr.socket().port();
@@ -238,7 +261,13 @@ fn bind(listeners: &[Listener], workers: usize) -> Result<Vec<Vec<Bound>>, Failu
             } else {
                 (Exit::Failure, error.to_string())
             };
-            Failure::new(exit, format!("listener {}: {remedy}", listener.addr))
+            let origin = if in_file.iter().any(|known| known.addr == listener.addr) {
+                ""
+            } else {
+                "; it comes from the database, which wins over the file: to start from the file, take a snapshot and \
+                 move the database away"
+            };
+            Failure::new(exit, format!("listener {}: {remedy}{origin}", listener.addr))
         })
     };
     listeners.iter().map(bind_one).collect()
@@ -273,7 +302,8 @@ async fn reload(control: &Control, notifier: &mut Notifier) {
     tracing::info!("received SIGHUP, reloading GeoIP database");
     notifier.reloading();
     match control.reload_geoip().await {
-        Ok(()) => {}
+        Ok(true) => {}
+        Ok(false) => tracing::info!("there is no firewall.geoip_db to reload; the configuration is read at start only"),
         Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old GeoIP database stays"),
     }
     notifier.ready();

@@ -2,8 +2,11 @@
 
 use anyhow::{Result, ensure};
 use mc_proxy_tests::{
+    backend::Backend,
+    client::{End, ask},
     config::{listener, loopback},
     daemon::Installation,
+    hello::Hello,
 };
 
 const EXIT_CONFIG: i32 = 78;
@@ -87,6 +90,24 @@ fn a_good_configuration_passes_the_check_and_starts() -> Result<()> {
     let output = edge.run("check")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
     edge.start()?.stop()
+}
+
+#[test]
+fn a_first_start_that_fails_leaves_the_file_to_be_corrected() -> Result<()> {
+    let (backend, _) = Backend::named("app")?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let routes = [("app.example.com", backend.addr())];
+    let edge = Installation::new(&listener(taken.local_addr()?, &routes, None))?;
+    let output = edge.start_and_fail()?;
+    ensure!(String::from_utf8_lossy(&output.stderr).contains("address already in use"), "{output:?}");
+
+    let corrected = loopback();
+    edge.configure(&listener(corrected, &routes, None))?;
+    let daemon = edge.start()?;
+    let answer = ask(corrected, &Hello::to("app.example.com").bytes())?;
+    ensure!(answer == End::Closed(b"app\n".to_vec()), "{answer:?}");
+    ensure!(daemon.log().matching(&["level=WARN"]).is_empty(), "the file and the database agree");
+    daemon.stop()
 }
 
 #[test]

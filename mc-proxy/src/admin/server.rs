@@ -38,11 +38,16 @@ const DRAIN: Duration = Duration::from_secs(5);
 type Answer<T> = Result<Response<T>, Status>;
 
 /// Serves the API until `shutdown` is cancelled; then the socket file is removed, and calls in flight have five seconds
-/// to end.
+/// to end. From the moment that `draining` is cancelled the health service says that connections are not served any more.
 ///
 /// # Errors
 /// When the socket cannot be registered with the runtime.
-pub async fn serve(socket: AdminSocket, control: Control, shutdown: CancellationToken) -> std::io::Result<()> {
+pub async fn serve(
+    socket: AdminSocket,
+    control: Control,
+    draining: CancellationToken,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
     let (listener, file) = socket.into_parts();
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let force_close = CancellationToken::new();
@@ -70,10 +75,11 @@ pub async fn serve(socket: AdminSocket, control: Control, shutdown: Cancellation
         .add_service(reflection().build_v1alpha().map_err(std::io::Error::other)?);
 
     let stop = async {
-        shutdown.cancelled().await;
-        drop(file);
+        draining.cancelled().await;
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         health.set_not_serving::<ProxyAdminServiceServer<Admin>>().await;
+        shutdown.cancelled().await;
+        drop(file);
     };
     let serving = router.serve_with_incoming_shutdown(incoming, stop);
     let force = async {

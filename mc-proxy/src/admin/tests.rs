@@ -49,7 +49,7 @@ impl Served {
         let path = dir.path().join("admin.sock");
         let socket = AdminSocket::bind(&Grpc { path: path.clone(), mode: 0o600, group: None }).unwrap();
         let shutdown = CancellationToken::new();
-        let server = tokio::spawn(serve(socket, control, shutdown.clone()));
+        let server = tokio::spawn(serve(socket, control, shutdown.clone(), shutdown.clone()));
         Self { _dir: dir, path, shutdown, server }
     }
 
@@ -153,7 +153,10 @@ impl Desk {
                 let _ = reply.send(known(&name).and_then(|()| if max == 99 { refused() } else { Ok(()) }));
             }
             // Not part of the API.
-            Command::ReloadGeoIp(reply) | Command::Stop(reply) => {
+            Command::ReloadGeoIp(reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
+            Command::Stop(reply) => {
                 let _ = reply.send(Err(ControlError::Stopping));
             }
             Command::Status(reply) => {

@@ -101,7 +101,7 @@ pub(crate) enum Command {
     RemoveRule(Rule, Reply<()>),
     SetMaxConnections(String, u64, Reply<()>),
     Status(Reply<Status>),
-    ReloadGeoIp(Reply<()>),
+    ReloadGeoIp(Reply<bool>),
     Stop(Reply<()>),
 }
 
@@ -113,6 +113,7 @@ impl Command {
             Self::Policies(_, _, reply) => reply.is_closed(),
             Self::Rules(reply) => reply.is_closed(),
             Self::Status(reply) => reply.is_closed(),
+            Self::ReloadGeoIp(reply) => reply.is_closed(),
             Self::AddRoute(_, _, reply)
             | Self::RemoveRoute(_, _, reply)
             | Self::AddPolicy(_, _, _, reply)
@@ -120,7 +121,6 @@ impl Command {
             | Self::AddRule(_, reply)
             | Self::RemoveRule(_, reply)
             | Self::SetMaxConnections(_, _, reply)
-            | Self::ReloadGeoIp(reply)
             | Self::Stop(reply) => reply.is_closed(),
         }
     }
@@ -229,11 +229,11 @@ impl Control {
         self.call(Command::Status).await
     }
 
-    /// Reads the GeoIP database anew.
+    /// Reads the GeoIP database anew; `false` when there is none.
     ///
     /// # Errors
     /// When it cannot be read; the old one stays in force.
-    pub async fn reload_geoip(&self) -> Result<(), ControlError> {
+    pub async fn reload_geoip(&self) -> Result<bool, ControlError> {
         self.call(Command::ReloadGeoIp).await
     }
 

@@ -13,7 +13,7 @@ use super::{Command, Control, ControlError, ListenerRoutes, ListenerStatus, Repl
 use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Route},
-    firewall::{GeoIp, Rule, Subject},
+    firewall::{Action, GeoIp, Rule, Subject},
     route::{Pattern, RouteTable},
     store::{Store, StoreError},
     telemetry::describe,
@@ -198,7 +198,10 @@ impl Thread {
 
     fn add_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
         if matches!(rule.subject, Subject::Country(_)) && self.owned.edge.firewall.geoip.load().is_none() {
-            return Err(ControlError::Refused("firewall: geoip_db is required to block a country".into()));
+            return Err(ControlError::Refused(
+                "firewall: geoip_db is required to block a country; set firewall.geoip_db and restart the daemon"
+                    .into(),
+            ));
         }
         let is_new = self.owned.store.insert_rule(&rule).map_err(failed)?;
         let before = self.owned.edge.firewall.rules.load_full();
@@ -212,9 +215,22 @@ impl Thread {
         Err(ControlError::Failed(describe(&error)))
     }
 
+    fn no_rule(&self, rule: Rule) -> String {
+        let (word, other, word_of_other) = match rule.action {
+            Action::Block => ("block", Action::Allow, "allow"),
+            Action::Allow => ("allow", Action::Block, "block"),
+        };
+        let subject = rule.subject;
+        if self.owned.edge.firewall.rules.load().contains(&Rule { action: other, subject }) {
+            format!("rule: there is no {word} rule for {subject}, but an {word_of_other} rule")
+        } else {
+            format!("rule: there is no {word} rule for {subject}")
+        }
+    }
+
     fn remove_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
         if !self.owned.store.delete_rule(&rule).map_err(failed)? {
-            return Err(ControlError::NotFound(format!("rule: there is no such rule: {}", rule.subject)));
+            return Err(ControlError::NotFound(self.no_rule(rule)));
         }
         let before = self.owned.edge.firewall.rules.load_full();
         let mut after = (*before).clone();
@@ -272,11 +288,11 @@ impl Thread {
         }
     }
 
-    fn reload_geoip(&mut self) -> Result<(), ControlError> {
-        let Some(path) = &self.owned.geoip_db else { return Ok(()) };
+    fn reload_geoip(&mut self) -> Result<bool, ControlError> {
+        let Some(path) = &self.owned.geoip_db else { return Ok(false) };
         let geoip = GeoIp::open(path).map_err(|error| ControlError::Failed(describe(&error)))?;
         self.owned.edge.firewall.geoip.store(Some(Arc::new(geoip)));
-        Ok(())
+        Ok(true)
     }
 
     fn reconcile(&mut self) {

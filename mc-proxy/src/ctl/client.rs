@@ -149,8 +149,8 @@ fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "run this as root or as a member of the socket's group (grpc.socket_group)",
         io::ErrorKind::NotFound => {
-            "is the daemon running (systemctl status mc-proxy), and is this its grpc.addr? Name another socket with \
-             --socket or MCPROXYCTL_SOCKET"
+            "is the daemon running (systemctl status mc-proxy), and is this its grpc.addr? (mcproxyctl: --socket or \
+             MCPROXYCTL_SOCKET; mc-proxy: the configuration)"
         }
         io::ErrorKind::ConnectionRefused => "the daemon is not running; start it with: systemctl start mc-proxy",
         _ => "see systemctl status mc-proxy",

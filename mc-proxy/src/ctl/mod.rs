@@ -39,6 +39,7 @@ const DEFAULT_SOCKET: &str = "/srv/mc-proxy/mc-proxy.sock";
 pub struct Args {
     /// Socket of the daemon (`grpc.addr` of its configuration).
     #[arg(long, global = true, value_name = "PATH", env = "MCPROXYCTL_SOCKET", default_value = DEFAULT_SOCKET)]
+    #[arg(value_parser = socket_path)]
     socket: PathBuf,
     /// Write one JSON object instead of text.
     #[arg(long, global = true)]
@@ -73,6 +74,11 @@ enum Command {
 /// Runs the command and says on stderr why it failed, if it did.
 pub fn run(args: Args) -> Exit {
     report("mcproxyctl", block_on(execute(args, &mut io::stdout().lock(), &mut io::stderr())))
+}
+
+/// As `grpc.addr` is written, with or without `unix:`.
+fn socket_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(text.strip_prefix("unix:").unwrap_or(text).into())
 }
 
 /// `status` of the daemon behind `socket`, for `mc-proxy status`.

@@ -51,6 +51,7 @@ pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<
                 policy: Some(policy.clone()),
             };
             answer(client.admin.add_l7_policy(request)).await?;
+            out.say("stored; policies act on l7 routes only, which this version does not have");
             changed("added", &listener_addr, &hostname, &policy, out)
         }
         Command::Remove(policy) => {

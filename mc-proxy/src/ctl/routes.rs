@@ -36,7 +36,7 @@ pub(super) struct Route {
     listener: String,
     /// A name, or `*.example.com`.
     hostname: String,
-    /// `host:port`, `[v6]:port` or `unix:/path`; several are tried in order.
+    /// `host:port`, `[v6]:port` or `unix:/path`; of several, each connection begins with the next.
     #[arg(required = true)]
     backends: Vec<String>,
     /// `l4` passes TLS through.

@@ -16,7 +16,7 @@ pub(super) async fn run(client: &mut Client, out: &mut Output<'_>) -> Result<(),
     out.answer(|| json::status(&status), || text(&status))
 }
 
-/// The lines of the runbook, then the kernel plane and its interfaces.
+/// The lines of the runbook, then the kernel plane and its interfaces, then how connections ended.
 fn text(status: &v1::GetStatusResponse) -> String {
     let mut out = String::new();
     let _ = writeln!(out, "mc-proxy v{}", printable(&status.version));
@@ -27,6 +27,14 @@ fn text(status: &v1::GetStatusResponse) -> String {
     }
     if let Some(kernel) = &status.kernel {
         write_kernel(&mut out, kernel);
+    }
+    let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
+    if !ended.is_empty() {
+        let _ = write!(out, "ended:");
+        for v1::OutcomeCount { outcome, connections } in ended {
+            let _ = write!(out, " {}={connections}", printable(outcome));
+        }
+        let _ = writeln!(out);
     }
     out
 }
@@ -53,6 +61,8 @@ fn write_kernel(out: &mut String, kernel: &v1::KernelPlaneStatus) {
     for interface in &kernel.interfaces {
         let name = printable(&interface.name);
         let _ = match interface.mode.as_str() {
+            // The reason has been told above.
+            "" if interface.error == kernel.detail => writeln!(out, "{name} xdp=none"),
             "" => writeln!(out, "{name} xdp=none ({})", printable(&interface.error)),
             mode => {
                 let adopted = if interface.adopted { " adopted" } else { "" };

@@ -135,7 +135,7 @@ async fn status_and_health() {
         text,
         format!(
             "mc-proxy v{}\nuptime: 4h32m10s\nconnections: 12\n:443 routes=0 active=12\n\
-             kernel: on rules=3 dropped_packets=8 dropped_bytes=480\neth0 xdp=native program=57\n",
+             kernel: on rules=3 dropped_packets=8 dropped_bytes=480\neth0 xdp=native program=57\nended: closed=28\n",
             env!("CARGO_PKG_VERSION")
         )
     );

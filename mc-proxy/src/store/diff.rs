@@ -11,9 +11,17 @@ use crate::{
     firewall::{Action, Rule},
 };
 
-/// One line for each difference between the file's seed and the database, which is what is in force. The order of
-/// listeners, routes and rules does not count; that of backends and policies does.
-pub fn diff(seed: &Desired, db: &Desired) -> Vec<String> {
+/// One difference between the file's seed and the database, which is what is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// One line for people.
+    pub text: String,
+    /// Whether the file says nothing of it: as a rule it was added at run time.
+    pub is_only_in_database: bool,
+}
+
+/// Every difference. The order of listeners, routes and rules does not count; that of backends and policies does.
+pub fn diff(seed: &Desired, db: &Desired) -> Vec<Difference> {
     let mut lines = Vec::new();
     let name = |listener: &Listener| listener.addr.to_string();
     for (addr, sides) in paired(&seed.listeners, &db.listeners, name) {
@@ -28,7 +36,7 @@ pub fn diff(seed: &Desired, db: &Desired) -> Vec<String> {
     lines
 }
 
-fn listener(lines: &mut Vec<String>, place: &str, seed: &Listener, db: &Listener) {
+fn listener(lines: &mut Vec<Difference>, place: &str, seed: &Listener, db: &Listener) {
     field(lines, place, "protocol", seed.protocol.as_str(), db.protocol.as_str());
     field(lines, place, "max_connections", seed.max_connections, db.max_connections);
     let default = format!("{place}, default route");
@@ -46,7 +54,7 @@ fn listener(lines: &mut Vec<String>, place: &str, seed: &Listener, db: &Listener
     }
 }
 
-fn target(lines: &mut Vec<String>, place: &str, seed: &Target, db: &Target) {
+fn target(lines: &mut Vec<Difference>, place: &str, seed: &Target, db: &Target) {
     let backends = |target: &Target| list(&target.backends);
     let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".to_owned(), |p| p.display().to_string());
     let policies = |target: &Target| {
@@ -62,18 +70,20 @@ fn target(lines: &mut Vec<String>, place: &str, seed: &Target, db: &Target) {
     field(lines, place, "l7_policies", policies(seed), policies(db));
 }
 
-fn field<T: PartialEq + Display>(lines: &mut Vec<String>, place: &str, name: &str, seed: T, db: T) {
+fn field<T: PartialEq + Display>(lines: &mut Vec<Difference>, place: &str, name: &str, seed: T, db: T) {
     if seed != db {
-        lines.push(format!("{place}: {name} is {db} in the database, {seed} in the file; the database wins"));
+        let text = format!("{place}: {name} is {db} in the database, {seed} in the file");
+        lines.push(Difference { text, is_only_in_database: false });
     }
 }
 
-fn one_sided(place: &str, is_in_file: bool) -> String {
-    if is_in_file {
-        format!("{place} is only in the file and not in force; the database wins")
+fn one_sided(place: &str, is_in_file: bool) -> Difference {
+    let text = if is_in_file {
+        format!("{place} is only in the file, and not in force")
     } else {
-        format!("{place} is only in the database and in force")
-    }
+        format!("{place} is only in the database, and in force")
+    };
+    Difference { text, is_only_in_database: !is_in_file }
 }
 
 fn rule_place(rule: &Rule) -> String {
@@ -137,22 +147,26 @@ mod tests {
         };
         let db = Desired { listeners: vec![second], rules: vec![block("RU"), block("198.51.100.0/24")] };
         assert_eq!(
-            diff(&seed, &db),
+            diff(&seed, &db).iter().map(|line| (line.text.as_str(), line.is_only_in_database)).collect::<Vec<_>>(),
             [
-                "listener \":443\": max_connections is 10 in the database, 0 in the file; the database wins",
-                "listener \":443\", default route is only in the database and in force",
-                "listener \":443\", route \"a.test\": backends is [one:1, three:3] in the database, [one:1] in the file; \
-                 the database wins",
-                "listener \":443\", route \"a.test\": tls_cert is /a.pem in the database, none in the file; the database \
-                 wins",
-                "listener \":443\", route \"a.test\": l7_policies is [require_header \"x-key\"] in the database, [] in \
-                 the file; the database wins",
-                "listener \":443\", route \"b.test\" is only in the file and not in force; the database wins",
-                "listener \":80\" is only in the file and not in force; the database wins",
-                "firewall rule block 192.0.2.1 is only in the file and not in force; the database wins",
-                "firewall rule block 198.51.100.0/24 is only in the database and in force",
+                ("listener \":443\": max_connections is 10 in the database, 0 in the file", false),
+                ("listener \":443\", default route is only in the database, and in force", true),
+                (
+                    "listener \":443\", route \"a.test\": backends is [one:1, three:3] in the database, [one:1] in the file",
+                    false
+                ),
+                ("listener \":443\", route \"a.test\": tls_cert is /a.pem in the database, none in the file", false),
+                (
+                    "listener \":443\", route \"a.test\": l7_policies is [require_header \"x-key\"] in the database, [] in \
+                 the file",
+                    false
+                ),
+                ("listener \":443\", route \"b.test\" is only in the file, and not in force", false),
+                ("listener \":80\" is only in the file, and not in force", false),
+                ("firewall rule block 192.0.2.1 is only in the file, and not in force", false),
+                ("firewall rule block 198.51.100.0/24 is only in the database, and in force", true),
             ]
         );
-        assert_eq!(diff(&seed, &seed), Vec::<String>::new());
+        assert_eq!(diff(&seed, &seed), []);
     }
 }

@@ -19,7 +19,11 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-pub use self::{diff::diff, error::StoreError, snapshot::snapshot};
+pub use self::{
+    diff::{Difference, diff},
+    error::StoreError,
+    snapshot::snapshot,
+};
 use self::{
     open::{Identity, Lock, Opened},
     rows::Failure,

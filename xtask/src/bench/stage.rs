@@ -96,7 +96,8 @@ impl<'a> Stage<'a> {
             let site = Site {
                 listen: SocketAddrV4::new(stage.topology.listen, port),
                 backend: addr,
-                dir: setting.work_dir.join(peer.name),
+                // What a peer keeps there names the addresses of one topology.
+                dir: setting.work_dir.join(format!("{}-{}", peer.name, stage.topology.listen)),
             };
             match stage.start(peer, program, &site) {
                 Ok(running) => {

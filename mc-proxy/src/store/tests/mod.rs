@@ -70,7 +70,7 @@ proptest! {
         let store = Store::open(&path).unwrap();
         prop_assert_eq!(&store.load().unwrap(), &desired);
         prop_assert_eq!(store.is_empty().unwrap(), desired.listeners.is_empty());
-        prop_assert_eq!(diff(&desired, &store.load().unwrap()), Vec::<String>::new());
+        prop_assert_eq!(diff(&desired, &store.load().unwrap()), []);
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn show(report: &mut Report) -> Result<()> {
     let daemon =
         report.must("the next daemon adopts what is in force", |figures| adopt(&site, drops, &attack, figures))?;
     report.must("the rule is removed, and the traffic returns", |figures| unblock(&site, attack, figures))?;
-    report.must("SIGTERM: a clean end takes the program off the interface", |figures| stop(&site, daemon, figures))
+    report.must("SIGTERM, with on_exit = \"detach\": the program is taken off", |figures| stop(&site, daemon, figures))
 }
 
 fn build(figures: &mut Figures) -> Result<Site> {
