@@ -5,11 +5,14 @@
 
 #![cfg_attr(not(any(feature = "user", feature = "frames", test)), no_std)]
 
+pub mod event;
 #[cfg(any(feature = "frames", test))]
 pub mod frames;
 pub mod maps;
 pub mod packet;
+pub mod rate;
 pub mod reason;
+pub mod table;
 #[cfg(feature = "user")]
 pub mod user;
 pub mod verdict;

@@ -26,11 +26,17 @@ pub enum Reason {
     BlockedAddress = 9,
     /// Dropped: a prefix of the source address is blocked.
     BlockedPrefix = 10,
+    /// Dropped: the source is banned for a time, by the daemon itself.
+    Banned = 11,
+    /// Dropped: the source's country is blocked.
+    BlockedCountry = 12,
+    /// Dropped: one new connection of the source too many.
+    RateLimited = 13,
 }
 
 impl Reason {
     /// All, in the order of their indices.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::NoRule,
         Self::Allowed,
         Self::OutOfScope,
@@ -42,7 +48,15 @@ impl Reason {
         Self::Unconfigured,
         Self::BlockedAddress,
         Self::BlockedPrefix,
+        Self::Banned,
+        Self::BlockedCountry,
+        Self::RateLimited,
     ];
+
+    /// The reason with an index.
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::ALL.get(index as usize).copied()
+    }
 
     /// Index in the counter map.
     #[inline(always)]
@@ -53,7 +67,7 @@ impl Reason {
     /// Whether the packet is dropped.
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
-        matches!(self, Self::BlockedAddress | Self::BlockedPrefix)
+        self.index() >= Self::BlockedAddress.index()
     }
 
     /// As it appears in status and metrics.
@@ -70,6 +84,9 @@ impl Reason {
             Self::Unconfigured => "unconfigured",
             Self::BlockedAddress => "blocked_address",
             Self::BlockedPrefix => "blocked_prefix",
+            Self::Banned => "banned",
+            Self::BlockedCountry => "blocked_country",
+            Self::RateLimited => "rate_limited",
         }
     }
 }

@@ -1,0 +1,164 @@
+//! Where the rules are: tables of 64-bit words that the XDP program reads and the daemon writes.
+//!
+//! ```text
+//! source ─► tree ─────────────► leaf: chain + levels ──(no levels)──────────────► chain
+//!           IPv4 16+8 bits               │ some
+//!           IPv6 16+8+8 bits             ▼
+//!                              lines: longer prefixes and addresses, longest first ─► chain, or the leaf's
+//! chain ─► clauses ─► the first that holds decides
+//! ```
+//! Every address is decided by one word, the leaf's or a slot's, and a word is written at once: whoever reads while the
+//! daemon writes sees the rules before a change or after it. A chain is the whole decision list for its addresses, rules
+//! of shorter prefixes included, so no second look-up follows.
+//!
+//! The daemon keeps these invariants (`firewall::compile`):
+//! * a node is filled before a word refers to it, and not reused while a reader may still be in it;
+//! * a slot is written before the leaf's level that leads to it, and cleared after it;
+//! * a line's last slot is filled last and never becomes empty again, so what it overflows into is found.
+
+mod clause;
+mod line;
+mod word;
+
+use core::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+pub use clause::{Clause, ClauseAction, ClauseScope, ClauseWords};
+pub use line::{
+    LEVEL_MAX6, LEVEL_SHORT6, LINES_PROBED, Line, SLOTS_LONG6, SLOTS4, SLOTS6, Slot4, Slot6, SlotLong6, chain, dead,
+    is_free,
+};
+pub use word::{CHAIN_BITS, CHAIN_MAX, NODE_WORDS, TREE_WORDS, Word, half, with_half};
+
+use crate::maps::canonical;
+
+/// The tables of one generation.
+pub trait Tables {
+    /// A pair of the IPv4 root's words; `index` below [`TREE_WORDS`].
+    fn tree4(&self, index: u32) -> Option<&AtomicU64>;
+
+    /// A pair of the IPv6 root's words; `index` below [`TREE_WORDS`].
+    fn tree6(&self, index: u32) -> Option<&AtomicU64>;
+
+    /// A pair of words of a node; node `n` has those from `n * NODE_WORDS` on.
+    fn node(&self, index: u32) -> Option<&AtomicU64>;
+
+    /// IPv4 prefixes from /25 on.
+    fn line4(&self, index: u32) -> Option<&Line>;
+
+    /// IPv6 prefixes from /33 to /64.
+    fn line6(&self, index: u32) -> Option<&Line>;
+
+    /// IPv6 prefixes from /65 on.
+    fn line_long6(&self, index: u32) -> Option<&Line>;
+
+    /// A clause; chain ids are the ids of their first clause, from 1 on.
+    fn clause(&self, id: u32) -> Option<&ClauseWords>;
+
+    /// Sizes and hash seed.
+    fn geometry(&self) -> Geometry;
+}
+
+/// Sizes of the line tables, less one: powers of two. And what makes hash values differ between machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Lines of IPv4, less one.
+    pub mask4: u32,
+    /// Lines of IPv6 up to /64, less one.
+    pub mask6: u32,
+    /// Lines of longer IPv6, less one.
+    pub mask_long6: u32,
+    /// Random.
+    pub seed: u64,
+}
+
+/// The chain for a source; 0 when no rule covers it.
+#[inline(always)]
+pub fn find<T: Tables>(tables: &T, source: IpAddr) -> u32 {
+    match canonical(source) {
+        IpAddr::V4(source) => find4(tables, source),
+        IpAddr::V6(source) => find6(tables, source),
+    }
+}
+
+#[inline(always)]
+fn find4<T: Tables>(tables: &T, source: Ipv4Addr) -> u32 {
+    let addr = source.to_bits();
+    let mut word = read(tables.tree4(addr >> 17), addr >> 16);
+    if let Some(node) = word.node() {
+        word = read(tables.node(node * NODE_WORDS + (addr >> 9 & 0x7f)), addr >> 8);
+    }
+    let levels = word.levels();
+    if levels != 0 {
+        // Level n is /(24 + n).
+        let mut level = 8;
+        while level > 0 {
+            if levels & 1 << (level - 1) != 0 {
+                let prefix = addr & u32::MAX << (8 - level);
+                let found = line::probe4(tables, Slot4::new(prefix, level));
+                if found != 0 {
+                    return found;
+                }
+            }
+            level -= 1;
+        }
+    }
+    word.chain()
+}
+
+#[inline(always)]
+fn find6<T: Tables>(tables: &T, source: Ipv6Addr) -> u32 {
+    let addr = source.to_bits();
+    let (high, low) = ((addr >> 64) as u64, addr as u64);
+    let mut word = read(tables.tree6((high >> 49) as u32), (high >> 48) as u32);
+    if let Some(node) = word.node() {
+        word = read(tables.node(node * NODE_WORDS + ((high >> 41) as u32 & 0x7f)), (high >> 40) as u32);
+        if let Some(node) = word.node() {
+            word = read(tables.node(node * NODE_WORDS + ((high >> 33) as u32 & 0x7f)), (high >> 32) as u32);
+        }
+    }
+    let levels = word.levels();
+    if levels != 0 {
+        // Level n is /(32 + 4n): a shorter prefix is kept as all of the next level's that it consists of.
+        if levels & word::LEVELS_LONG != 0 {
+            let mut level = LEVEL_MAX6;
+            while level > LEVEL_SHORT6 {
+                if levels & word::level_bit6(level) != 0 {
+                    let low = low & u64::MAX << (4 * (LEVEL_MAX6 - level));
+                    let found = line::probe_long6(tables, SlotLong6::new(high, low, level));
+                    if found != 0 {
+                        return found;
+                    }
+                }
+                level -= 1;
+            }
+        }
+        let mut level = LEVEL_SHORT6;
+        while level > 0 {
+            if levels & word::level_bit6(level) != 0 {
+                let prefix = high & u64::MAX << (4 * (LEVEL_SHORT6 - level));
+                let found = line::probe6(tables, Slot6::new(prefix, level));
+                if found != 0 {
+                    return found;
+                }
+            }
+            level -= 1;
+        }
+    }
+    word.chain()
+}
+
+/// Bit of a word's levels for an IPv6 level.
+pub const fn level_bit6(level: u32) -> u32 {
+    word::level_bit6(level)
+}
+
+#[inline(always)]
+fn read(pair: Option<&AtomicU64>, index: u32) -> Word {
+    match pair {
+        Some(pair) => half(pair.load(Relaxed), index),
+        None => Word::EMPTY,
+    }
+}
