@@ -8,6 +8,7 @@ use anyhow::Context;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::firewall;
 use super::interrupt::Interrupt;
 use super::knobs::{self, Knobs};
 use super::topology;
@@ -72,6 +73,7 @@ fn try_lock() -> anyhow::Result<Option<File>> {
 
 fn remove_leftovers() -> anyhow::Result<()> {
     topology::sweep()?;
+    firewall::remove_leftovers()?;
     knobs::restore(Path::new(KNOBS_FILE))?;
     WorkDir::remove()
 }

@@ -4,6 +4,7 @@
 //! ratios within a round, since the machine is not the same from minute to minute. Traffic stays in namespaces made for
 //! the run. `docs/benchmarks.md` says what the figures mean. No figure makes the run fail: it reports.
 
+pub(crate) mod firewall;
 pub(crate) mod load;
 
 mod cases;
@@ -41,7 +42,10 @@ const OVERHEAD_SECS: f64 = 1.2;
 
 /// Options of `cargo xtask bench`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    suite: Option<Suite>,
     /// How often everything is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -64,6 +68,13 @@ pub(crate) struct Args {
     worker: bool,
 }
 
+/// What else is measured than proxies.
+#[derive(Debug, clap::Subcommand)]
+enum Suite {
+    /// Measures the kernel's firewall beside nftables, ipset and xdp-filter.
+    Firewall(firewall::Args),
+}
+
 impl Args {
     fn figures(&self) -> Vec<Figure> {
         self.only.clone().unwrap_or_else(|| vec![Figure::Relay, Figure::Rate, Figure::Ping, Figure::Idle])
@@ -72,6 +83,9 @@ impl Args {
 
 /// Prepares in the foreground, then measures in a worker that cleans up whatever ends it.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(Suite::Firewall(args)) = &args.suite {
+        return firewall::run(args);
+    }
     if args.worker {
         return measure(args);
     }
@@ -88,8 +102,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     packages::install_missing(args.peers.as_deref());
     if chosen.iter().any(|peer| peer.name == MC_PROXY) {
-        build_daemon()?;
+        build_daemon(&[MC_PROXY])?;
     }
+    run_worker()
+}
+
+/// Measures in a process of its own, and cleans up after it if it was killed.
+fn run_worker() -> anyhow::Result<()> {
     let status = interrupt::run_worker(WORKER)?;
     if status.code().is_none() {
         claim::clean_up()?;
@@ -98,9 +117,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn build_daemon() -> anyhow::Result<()> {
+fn build_daemon(programs: &[&str]) -> anyhow::Result<()> {
     println!("Building the release daemon");
-    let build = ["build", "--release", "--package", MC_PROXY, "--bin", MC_PROXY];
+    let mut build = vec!["build", "--release", "--package", MC_PROXY];
+    build.extend(programs.iter().flat_map(|program| ["--bin", program]));
     let status = cargo::cargo(&build).status().context("running cargo")?;
     anyhow::ensure!(status.success(), "the daemon does not build: {status}");
     Ok(())

@@ -26,6 +26,18 @@ const NEEDS: [Need; 8] = [
     Need { package: "ipset", evidence: "ipset", peer: None },
 ];
 
+/// What the firewall's benchmark needs: its peers, and what builds and runs its own programs.
+const FIREWALL_NEEDS: [Need; 8] = [
+    Need { package: "xdp-tools", evidence: "xdp-filter", peer: None },
+    Need { package: "nftables", evidence: "nft", peer: None },
+    Need { package: "ipset", evidence: "ipset", peer: None },
+    Need { package: "iptables", evidence: "iptables", peer: None },
+    Need { package: "ethtool", evidence: "ethtool", peer: None },
+    Need { package: "util-linux", evidence: "setpriv", peer: None },
+    Need { package: "clang", evidence: "clang", peer: None },
+    Need { package: "libbpf-dev", evidence: "/usr/include/bpf/bpf_helpers.h", peer: None },
+];
+
 /// Finds a program as root's shell would, in the sbin directories too; an absolute path stands for itself.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     if Path::new(program).is_absolute() {
@@ -43,7 +55,16 @@ pub(super) fn install_missing(wanted: Option<&[String]>) {
         (Some(names), Some(peer)) => names.iter().any(|name| name == peer),
         (Some(_), None) => false,
     };
-    let lacks = NEEDS.iter().filter(|need| is_wanted(need) && find(need.evidence).is_none());
+    install_lacking(NEEDS.iter().filter(|need| is_wanted(need)));
+}
+
+/// Installs what the firewall's benchmark lacks.
+pub(super) fn install_for_firewall() {
+    install_lacking(FIREWALL_NEEDS.iter());
+}
+
+fn install_lacking(needs: impl Iterator<Item = &'static Need>) {
+    let lacks = needs.filter(|need| find(need.evidence).is_none());
     let mut missing: Vec<&str> = lacks.map(|need| need.package).collect();
     missing.dedup();
     if missing.is_empty() {

@@ -22,14 +22,20 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// Prepares `cargo xtask load --cpu CPU ARGS…` in the network namespace `netns`.
-    pub(super) fn new(netns: &str, cpu: usize, args: &[String]) -> anyhow::Result<Self> {
+    /// Prepares `cargo xtask load --cpu CPU ARGS…` in the network namespace `netns`; on any CPU without one.
+    pub(super) fn new(netns: &str, cpu: impl Into<Option<usize>>, args: &[String]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{netns}")).arg("--").arg(program);
-        command.args(["load", "--cpu", &cpu.to_string()]).args(args);
+        command.arg("load");
+        if let Some(cpu) = cpu.into() {
+            command.args(["--cpu", &cpu.to_string()]);
+        }
+        command.args(args);
         // A group of its own, so that its children can be stopped with it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        // mc-proxy's client would take the one who started the benchmark for a caller to be protected.
+        command.env_remove("SSH_CONNECTION");
         Ok(Self { command })
     }
 

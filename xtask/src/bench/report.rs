@@ -178,7 +178,7 @@ fn best_of_others<'a>(records: &[&'a Record], metric: &str) -> Option<&'a str> {
 }
 
 /// A Markdown table with padded cells; the first row is its head.
-fn table(rows: &[Vec<String>]) -> String {
+pub(super) fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))

@@ -131,13 +131,14 @@ pub(super) fn sweep() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A network namespace that exists until this is dropped.
 #[derive(Debug)]
-struct Namespace {
-    name: String,
+pub(super) struct Namespace {
+    pub(super) name: String,
 }
 
 impl Namespace {
-    fn create(role: &str) -> anyhow::Result<Self> {
+    pub(super) fn create(role: &str) -> anyhow::Result<Self> {
         let name = format!("{PREFIX}{role}");
         run("ip", &["netns", "add", &name])?;
         let namespace = Self { name };
@@ -146,7 +147,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    fn sysctl(&self, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+    pub(super) fn sysctl(&self, settings: &[(&str, &str)]) -> anyhow::Result<()> {
         let settings: Vec<String> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let netns = format!("--net=/run/netns/{}", self.name);
         let mut args = vec![netns.as_str(), "--", "sysctl", "-qw"];

@@ -63,6 +63,8 @@ enum Role {
     Idle(Common),
     /// Checks that bytes come back unharmed.
     Probe(Common),
+    /// A job of the firewall benchmark, in JSON.
+    Firewall { job: String },
     /// Becomes another program, tied to the benchmark's life.
     Exec {
         #[arg(trailing_var_arg = true, required = true, allow_hyphen_values = true)]
@@ -116,6 +118,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Role::Ping { common, size } => print(client::ping(common.plan()?, *size, common.counters()?)?),
         Role::Idle(common) => client::idle(common.plan()?, common.counters()?),
         Role::Probe(common) => client::probe(common.plan()?),
+        Role::Firewall { job } => super::firewall::jobs::run(job),
         Role::Exec { command } => {
             let (program, arguments) = command.split_first().context("no command")?;
             Err(Command::new(program).args(arguments).exec()).with_context(|| format!("running {program}"))

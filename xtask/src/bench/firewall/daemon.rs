@@ -1,0 +1,150 @@
+//! mc-proxy as a subject: the daemon as it is run, told by its own client.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::super::process::{Launch, Process};
+use super::super::record::Metrics;
+use super::subject::{PINS, Place};
+use super::table::Table;
+use super::wire::DEVICE;
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const GROUP: &str = "bench";
+/// Fewer entries than this are added by hand, as an operator would.
+const BY_HAND: u32 = 10;
+/// What the daemon asks for, and no more.
+const CAPABILITIES: &str = "-all,+bpf,+net_admin,+net_bind_service";
+
+/// The daemon, up and attached.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) process: Process,
+    /// Its client, with the option that finds it.
+    pub(super) client: Vec<String>,
+    /// The client's command that blocks one address.
+    pub(super) add: Vec<String>,
+}
+
+/// Starts the daemon with an empty database.
+pub(super) fn start(has_all_capabilities: bool, port: u16, place: &Place<'_>) -> anyhow::Result<Running> {
+    let dir = place.dir.join("mc-proxy");
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("the daemon's files"),
+        _ => {}
+    }
+    let config = dir.join("config.toml");
+    let text = include_str!("mc-proxy.toml")
+        .replace("@DIR@", &dir.to_string_lossy())
+        .replace("@INTERFACE@", DEVICE)
+        .replace("@PINS@", PINS)
+        .replace("@PORT@", &port.to_string());
+    fs::create_dir(&dir)
+        .and_then(|()| fs::write(&config, text))
+        .with_context(|| format!("writing {}", config.display()))?;
+
+    let program = |name: &str| place.release_dir.join(name).to_string_lossy().into_owned();
+    let mut args = vec!["exec".to_owned(), "--".to_owned()];
+    if !has_all_capabilities {
+        let restrict = ["setpriv", "--bounding-set", CAPABILITIES, "--inh-caps", "-all", "--"];
+        args.extend(restrict.map(str::to_owned));
+    }
+    args.extend([program("mc-proxy"), "server".to_owned(), "-c".to_owned(), config.to_string_lossy().into_owned()]);
+    let log = dir.join("log");
+    let launch = Launch::new(place.wire.receiver(), None, &args)?.log_to(&log)?;
+    let mut process = launch.env("MCPROXY_LOG_LEVEL", "warn").start()?;
+
+    let socket = dir.join("socket");
+    let is_up = place.interrupt.wait_until(START_LIMIT, || Ok(socket.exists() || process.is_over()?))?;
+    let is_attached = is_up
+        && place.interrupt.wait_until(START_LIMIT, || Ok(place.wire.program()?.is_some() || process.is_over()?))?
+        && place.wire.program()?.is_some();
+    if !is_attached {
+        bail!("the daemon does not judge packets: {}", fs::read_to_string(&log).unwrap_or_default().trim());
+    }
+    let client = vec![program("mcproxyctl"), "--socket".to_owned(), socket.to_string_lossy().into_owned()];
+    let add = [&client[..], &["firewall", "add", "@ADDRESS@"].map(str::to_owned)].concat();
+    Ok(Running { process, client, add })
+}
+
+/// Imports tables, each as a group of its own.
+pub(super) fn load(
+    process: &Process,
+    client: &[String],
+    tables: &[Table],
+    place: &Place<'_>,
+) -> anyhow::Result<Metrics> {
+    let mut metrics = Metrics::new();
+    let mut took = Duration::ZERO;
+    for (number, table) in tables.iter().enumerate() {
+        let list = place.list(table, "import", "", "\n")?;
+        let mut command: Vec<&str> = client.iter().map(String::as_str).collect();
+        let (list, group) = (list.to_string_lossy(), format!("{GROUP}{number}"));
+        let entries: Vec<String>;
+        if table.count < BY_HAND {
+            entries = fs::read_to_string(&*list).context("the list")?.lines().map(str::to_owned).collect();
+            command.extend(["firewall", "add"]);
+            command.extend(entries.iter().map(String::as_str));
+        } else {
+            command.extend(["firewall", "import", &list, "--group", &group]);
+        }
+        let began = Instant::now();
+        place.run(&command)?;
+        took += began.elapsed();
+    }
+    if !tables.is_empty() {
+        metrics.insert("load_s", took.as_secs_f64());
+    }
+    metrics.extend(memory(process.pid())?);
+    Ok(metrics)
+}
+
+/// Resident memory of the daemon, now and at most so far, and of the kernel maps that it has open.
+fn memory(pid: i32) -> anyhow::Result<Metrics> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the daemon's status")?;
+    let mut metrics = Metrics::new();
+    for (field, name) in [("VmRSS:", "rss_mb"), ("VmHWM:", "rss_most_mb")] {
+        let kb = field_of(&status, field).with_context(|| format!("/proc/{pid}/status has no {field}"))?;
+        metrics.insert(name, kb as f64 / 1024.0);
+    }
+    let mut maps = BTreeMap::new();
+    let descriptors: PathBuf = format!("/proc/{pid}/fdinfo").into();
+    for entry in fs::read_dir(&descriptors).context("the daemon's descriptors")? {
+        // Descriptors are closed while one looks.
+        let Ok(info) = fs::read_to_string(entry.context("the daemon's descriptors")?.path()) else { continue };
+        if let Some((id, bytes)) = field_of(&info, "map_id:").zip(field_of(&info, "memlock:")) {
+            maps.insert(id, bytes);
+        }
+    }
+    metrics.insert("maps_mb", maps.values().sum::<u64>() as f64 / 1e6);
+    Ok(metrics)
+}
+
+fn field_of(text: &str, field: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found() {
+        let info = "pos:\t0\nmap_type:\t1\nmemlock:\t163840\nmap_id:\t42\nfrozen:\t0\n";
+        assert_eq!(field_of(info, "memlock:"), Some(163_840));
+        assert_eq!(field_of(info, "map_id:"), Some(42));
+        assert_eq!(field_of("VmRSS:\t    1234 kB\n", "VmRSS:"), Some(1234));
+        assert_eq!(field_of(info, "prog_id:"), None);
+    }
+
+    #[test]
+    fn this_process_has_memory_and_no_maps() {
+        let metrics = memory(std::process::id() as i32).unwrap();
+        assert!(metrics["rss_mb"] > 0.0 && metrics["rss_most_mb"] >= metrics["rss_mb"]);
+        assert_eq!(metrics["maps_mb"], 0.0);
+    }
+}
