@@ -100,7 +100,8 @@ struct Axis {
 impl Axis {
     fn of(values: impl Iterator<Item = Spread>) -> Self {
         let ends = values.filter(|value| value.min > 0.0).map(|value| (value.min.log10(), value.max.log10()));
-        let (least, most) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |all, (min, max)| (all.0.min(min), all.1.max(max)));
+        let (least, most) =
+            ends.fold((f64::INFINITY, f64::NEG_INFINITY), |all, (min, max)| (all.0.min(min), all.1.max(max)));
         if least > most {
             return Self { from: 0, to: 1 };
         }
@@ -124,7 +125,8 @@ fn tick_name(value: f64) -> String {
 
 fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, content: &str) {
     let content = content.replace('&', "&amp;").replace('<', "&lt;");
-    write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>\n").expect("a string takes all");
+    write!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{content}</text>\n")
+        .expect("a string takes all");
 }
 
 fn rect(svg: &mut String, (x, y, width): (f64, f64, f64), colour: &str) {

@@ -244,9 +244,15 @@ impl<'a> Stage<'a> {
 
     fn sink_on(&mut self) -> anyhow::Result<()> {
         if self.sink.is_none() {
-            let sources = Table { shape: super::Shape { is_ipv6: false, is_prefixes: false, is_spread: false }, count: 1 };
+            let sources =
+                Table { shape: super::Shape { is_ipv6: false, is_prefixes: false, is_spread: false }, count: 1 };
             let job = Job::Attach {
-                program: Program { object: self.object.clone(), name: "drop".to_owned(), fill: None, pins: PINS.into() },
+                program: Program {
+                    object: self.object.clone(),
+                    name: "drop".to_owned(),
+                    fill: None,
+                    pins: PINS.into(),
+                },
                 packets: self.packets(Subject::Nothing, sources, true),
                 interface: GENERATOR_DEVICE.to_owned(),
                 ready: self.dir.join("sink"),
@@ -256,4 +262,3 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 }
-

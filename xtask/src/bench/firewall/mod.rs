@@ -134,7 +134,9 @@ impl Document {
                 continue;
             };
             let rounds = known.rounds;
-            known.records.extend(read.records.into_iter().map(|record| Record { round: record.round + rounds, ..record }));
+            known
+                .records
+                .extend(read.records.into_iter().map(|record| Record { round: record.round + rounds, ..record }));
             known.rounds += read.rounds;
             known.notes.extend(read.notes);
         }
@@ -165,9 +167,8 @@ impl Args {
             wanted.iter().copied().filter(is_asked).collect()
         };
         let most = self.entries.iter().copied().max().unwrap_or(1);
-        let table = |is_ipv6, is_prefixes, count| {
-            Table { shape: Shape { is_ipv6, is_prefixes, is_spread: true }, count }
-        };
+        let table =
+            |is_ipv6, is_prefixes, count| Table { shape: Shape { is_ipv6, is_prefixes, is_spread: true }, count };
         let mut cases = Vec::new();
         for name in &names {
             let (is_ipv6, tables) = match name.as_str() {
@@ -177,9 +178,9 @@ impl Args {
                     (is_ipv6, vec![table(is_ipv6, false, most), table(is_ipv6, true, most)])
                 }
                 shape => {
-                    let shape: Shape = shape.parse().map_err(|known| {
-                        anyhow::anyhow!("no case {name:?}; {known}, empty, full, full-v6")
-                    })?;
+                    let shape: Shape = shape
+                        .parse()
+                        .map_err(|known| anyhow::anyhow!("no case {name:?}; {known}, empty, full, full-v6"))?;
                     cases.extend(self.entries.iter().map(|&count| {
                         let table = Table { shape, count };
                         let parts = if count < FLOOD_MIN { parts(&[Part::Time]) } else { parts(&Part::ALL) };
@@ -189,7 +190,7 @@ impl Args {
                 }
             };
             // What nothing blocks is what these are for.
-            let wanted: &[Part] = if tables.is_empty() { &[Part::Pass, Part::Time] } else { &Part::ALL };
+            let wanted: &[Part] = if tables.is_empty() { &[Part::Pass, Part::Time, Part::Act] } else { &Part::ALL };
             let sources = table(is_ipv6, false, most);
             cases.push(Case { name: name.clone(), tables, sources, parts: parts(wanted) });
         }
@@ -353,7 +354,10 @@ mod tests {
         let all = names(&[]);
         assert!(all.contains(&"v4-address-dense 1000000".to_owned()) && all.contains(&"full-v6".to_owned()), "{all:?}");
         assert!(!all.iter().any(|name| name.starts_with("v6-address-dense")));
-        assert_eq!(names(&["--cases", "v4-prefix-spread,empty", "--entries", "10000"]), ["v4-prefix-spread 10000", "empty"]);
+        assert_eq!(
+            names(&["--cases", "v4-prefix-spread,empty", "--entries", "10000"]),
+            ["v4-prefix-spread 10000", "empty"]
+        );
         // A single entry is only timed.
         assert!(names(&["--entries", "1", "--cases", "v4-address-dense", "--parts", "flood"]).is_empty());
         let error = args(&["--cases", "v4"]).cases().unwrap_err().to_string();

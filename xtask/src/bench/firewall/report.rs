@@ -75,7 +75,12 @@ enum Over {
 
 const FLOORS: [Floor; 13] = [
     at_least("blocked addresses, 10,000", &["v4-address-dense 10000", "v4-address-spread 10000"], XDP_FILTER, 1.0),
-    at_least("blocked addresses, 1,000,000", &["v4-address-dense 1000000", "v4-address-spread 1000000"], XDP_FILTER, 1.8),
+    at_least(
+        "blocked addresses, 1,000,000",
+        &["v4-address-dense 1000000", "v4-address-spread 1000000"],
+        XDP_FILTER,
+        1.8,
+    ),
     at_least("blocked prefixes, 10,000", &["v4-prefix-dense 10000", "v4-prefix-spread 10000"], "ctl-lpm", 1.7),
     at_least("blocked prefixes, 1,000,000", &["v4-prefix-dense 1000000", "v4-prefix-spread 1000000"], "ctl-lpm", 4.0),
     at_least("blocked prefixes, 1,000,000", &["v4-prefix-dense 1000000", "v4-prefix-spread 1000000"], "ipset-raw", 2.2),
@@ -98,7 +103,12 @@ const FLOORS: [Floor; 13] = [
         limit: 1.1,
         is_least: false,
     },
-    at_most("import of 1,000,000 addresses, s", &["v4-address-dense 1000000", "v4-address-spread 1000000"], "load_s", 5.0),
+    at_most(
+        "import of 1,000,000 addresses, s",
+        &["v4-address-dense 1000000", "v4-address-spread 1000000"],
+        "load_s",
+        5.0,
+    ),
     at_most("import of 1,000,000 prefixes, s", &["v4-prefix-dense 1000000", "v4-prefix-spread 1000000"], "load_s", 8.0),
     at_most(
         "one more rule on a full table, ms",
@@ -134,10 +144,7 @@ pub(super) fn markdown(document: &Document) -> String {
 
 /// Replaces what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` in a page by this run's tables.
 pub(super) fn into_page(page: &str, document: &Document) -> anyhow::Result<String> {
-    let mut blocks = vec![
-        ("machine", machine(document)),
-        ("floors", floors(&document.records)),
-    ];
+    let mut blocks = vec![("machine", machine(document)), ("floors", floors(&document.records))];
     blocks.extend(SECTIONS.iter().map(|section| (section.name, section_tables(section, document))));
     let mut page = page.to_owned();
     for (name, block) in blocks {
@@ -162,7 +169,8 @@ fn machine(document: &Document) -> String {
         out += &format!("- note: {note}\n");
     }
     for (metric, text) in [("foreign_pct", "other processes took"), ("steal_pct", "the host took")] {
-        let values: Vec<f64> = document.records.iter().filter_map(|record| record.metrics.get(metric).copied()).collect();
+        let values: Vec<f64> =
+            document.records.iter().filter_map(|record| record.metrics.get(metric).copied()).collect();
         if let Some(spread) = Spread::of(&values) {
             out += &format!("- meanwhile {text} {spread} % of a CPU\n");
         }
@@ -205,7 +213,11 @@ fn case_table(section: &Section, records: &[&Record]) -> String {
         row.extend(metrics.iter().map(|metric| spread(series(records, subject, metric).into_values())));
         row.extend(controls.iter().map(|&control| {
             let values = series(records, subject, compared);
-            if subject == control { String::new() } else { spread(ratios(&values, &series(records, control, compared))) }
+            if subject == control {
+                String::new()
+            } else {
+                spread(ratios(&values, &series(records, control, compared)))
+            }
         }));
         rows.push(row);
     }
@@ -227,8 +239,7 @@ fn floors(records: &[Record]) -> String {
                 Over::Nothing => ("", own.into_values().collect()),
             };
             let Some(spread) = Spread::of(&values) else { continue };
-            let is_reached =
-                if floor.is_least { spread.median >= floor.limit } else { spread.median <= floor.limit };
+            let is_reached = if floor.is_least { spread.median >= floor.limit } else { spread.median <= floor.limit };
             rows.push(vec![
                 floor.what.to_owned(),
                 (*case).to_owned(),

@@ -98,14 +98,21 @@ impl Subject {
         let single = match tables {
             [] => None,
             [table] => Some(table),
-            _ => return matches!(self, Self::Nothing | Self::Nftables { .. } | Self::Ipset { .. } | Self::McProxy { .. }),
+            _ => {
+                return matches!(
+                    self,
+                    Self::Nothing | Self::Nftables { .. } | Self::Ipset { .. } | Self::McProxy { .. }
+                );
+            }
         };
         match self {
             Self::Control("hash") => single.is_some_and(|table| !table.shape.is_prefixes),
             Self::Control("lpm") => single.is_some_and(|table| table.shape.is_prefixes),
             Self::XdpFilter => single.is_none_or(|table| !table.shape.is_prefixes && table.count <= XDP_FILTER_MAX),
             Self::XdpFilterBare => single.is_some_and(|table| !table.shape.is_prefixes),
-            Self::Nothing | Self::Control(_) | Self::Nftables { .. } | Self::Ipset { .. } | Self::McProxy { .. } => true,
+            Self::Nothing | Self::Control(_) | Self::Nftables { .. } | Self::Ipset { .. } | Self::McProxy { .. } => {
+                true
+            }
         }
     }
 
@@ -193,14 +200,21 @@ pub(super) struct Installed {
 
 impl Installed {
     /// Puts `tables` in force. `packets` are those of the first table.
-    pub(super) fn new(subject: Subject, tables: &[Table], packets: &Packets, place: &Place<'_>) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        subject: Subject,
+        tables: &[Table],
+        packets: &Packets,
+        place: &Place<'_>,
+    ) -> anyhow::Result<Self> {
         let receiver = place.wire.receiver().to_owned();
         let (metrics, add, undo) = Default::default();
         let mut installed = Self { subject, metrics, add, process: None, undo, receiver };
         match subject {
             Subject::Nothing => {}
             Subject::Control(name) => installed.attach(place.object.to_owned(), name, tables, packets, place)?,
-            Subject::XdpFilterBare => installed.attach(xdp_filter_object()?, "xdpfilt_alw_ip", tables, packets, place)?,
+            Subject::XdpFilterBare => {
+                installed.attach(xdp_filter_object()?, "xdpfilt_alw_ip", tables, packets, place)?
+            }
             Subject::Nftables { at_ingress } => installed.nftables(at_ingress, tables, place)?,
             Subject::Ipset { is_raw } => installed.ipset(is_raw, tables, place)?,
             Subject::XdpFilter => installed.xdp_filter(tables, place)?,
@@ -338,7 +352,10 @@ impl Installed {
         self.add = words(&["xdp-filter", "ip", "-m", "src", "@ADDRESS@"]);
         // The tool takes one address a call; its map is filled directly, so there is no time of loading.
         let map = Path::new(XDP_FILTER_PINS).join(format!("filter_{family}"));
-        tables.iter().try_for_each(|table| object::fill_pinned(&map, *table))
+        tables.iter().try_for_each(|table| {
+            // One place is left for one more rule; so one source in 10,000 gets in.
+            object::fill_pinned(&map, Table { count: table.count.min(XDP_FILTER_MAX - 1), ..*table })
+        })
     }
 }
 
@@ -411,7 +428,9 @@ mod tests {
             SUBJECTS.into_iter().filter(|subject| subject.takes(tables)).map(Subject::name).collect()
         };
         let addresses = taking(&[table("v4-address-dense", XDP_FILTER_MAX)]);
-        assert!(addresses.contains(&"xdp-filter") && addresses.contains(&"ctl-hash") && !addresses.contains(&"ctl-lpm"));
+        assert!(
+            addresses.contains(&"xdp-filter") && addresses.contains(&"ctl-hash") && !addresses.contains(&"ctl-lpm")
+        );
         assert!(!taking(&[table("v4-address-dense", XDP_FILTER_MAX + 1)]).contains(&"xdp-filter"));
         let prefixes = taking(&[table("v6-prefix-spread", 1)]);
         assert!(prefixes.contains(&"ctl-lpm") && !prefixes.iter().any(|name| name.starts_with("xdp-filter")));

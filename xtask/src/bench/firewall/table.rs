@@ -214,9 +214,6 @@ mod tests {
         let mut out = Vec::new();
         Table { shape: "v4-prefix-dense".parse().unwrap(), count: 2 }.write(&mut out, "add ", "\n").unwrap();
         Table { shape: "v6-address-dense".parse().unwrap(), count: 2 }.write(&mut out, "", ",").unwrap();
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "add 10.128.0.0/31\nadd 10.128.0.4/31\n2001:db8::,2001:db8::4,"
-        );
+        assert_eq!(String::from_utf8(out).unwrap(), "add 10.128.0.0/31\nadd 10.128.0.4/31\n2001:db8::,2001:db8::4,");
     }
 }

@@ -26,8 +26,7 @@ const GENERATOR_IP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 const RECEIVER_IP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 
 /// No state for a SYN, so that a flood does not change what the next one costs.
-const RECEIVER_SYSCTL: [(&str, &str); 2] =
-    [("net.ipv4.tcp_syncookies", "2"), ("net.ipv6.conf.all.accept_dad", "0")];
+const RECEIVER_SYSCTL: [(&str, &str); 2] = [("net.ipv4.tcp_syncookies", "2"), ("net.ipv6.conf.all.accept_dad", "0")];
 
 /// Both namespaces and the pair between them, until dropped.
 #[derive(Debug)]
