@@ -24,10 +24,44 @@ const CAPABILITIES: &str = "-all,+bpf,+net_admin,+net_bind_service";
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) process: Process,
+    /// Of its admin API.
+    pub(super) socket: PathBuf,
     /// Its client, with the option that finds it.
-    pub(super) client: Vec<String>,
+    client: Vec<String>,
+}
+
+impl Running {
     /// The client's command that blocks one address.
-    pub(super) add: Vec<String>,
+    pub(super) fn add(&self) -> Vec<String> {
+        [&self.client[..], &["firewall", "add", "@ADDRESS@"].map(str::to_owned)].concat()
+    }
+
+    /// Imports tables, each as a group of its own.
+    pub(super) fn load(&self, tables: &[Table], place: &Place<'_>) -> anyhow::Result<Metrics> {
+        let mut metrics = Metrics::new();
+        let mut took = Duration::ZERO;
+        for (number, table) in tables.iter().enumerate() {
+            let list = place.list(table, "import", "", "\n")?;
+            let (list, group) = (list.to_string_lossy(), format!("{GROUP}{number}"));
+            let by_hand: Vec<String>;
+            let mut command: Vec<&str> = self.client.iter().map(String::as_str).collect();
+            if table.count < BY_HAND {
+                by_hand = table.entries().map(|(address, length)| format!("{address}/{length}")).collect();
+                command.extend(["firewall", "add"]);
+                command.extend(by_hand.iter().map(String::as_str));
+            } else {
+                command.extend(["firewall", "import", &list, "--group", &group]);
+            }
+            let began = Instant::now();
+            place.run(&command)?;
+            took += began.elapsed();
+        }
+        if !tables.is_empty() {
+            metrics.insert("load_s", took.as_secs_f64());
+        }
+        metrics.extend(memory(self.process.pid())?);
+        Ok(metrics)
+    }
 }
 
 /// Starts the daemon with an empty database.
@@ -67,40 +101,7 @@ pub(super) fn start(has_all_capabilities: bool, port: u16, place: &Place<'_>) ->
         bail!("the daemon does not judge packets: {}", fs::read_to_string(&log).unwrap_or_default().trim());
     }
     let client = vec![program("mcproxyctl"), "--socket".to_owned(), socket.to_string_lossy().into_owned()];
-    let add = [&client[..], &["firewall", "add", "@ADDRESS@"].map(str::to_owned)].concat();
-    Ok(Running { process, client, add })
-}
-
-/// Imports tables, each as a group of its own.
-pub(super) fn load(
-    process: &Process,
-    client: &[String],
-    tables: &[Table],
-    place: &Place<'_>,
-) -> anyhow::Result<Metrics> {
-    let mut metrics = Metrics::new();
-    let mut took = Duration::ZERO;
-    for (number, table) in tables.iter().enumerate() {
-        let list = place.list(table, "import", "", "\n")?;
-        let mut command: Vec<&str> = client.iter().map(String::as_str).collect();
-        let (list, group) = (list.to_string_lossy(), format!("{GROUP}{number}"));
-        let entries: Vec<String>;
-        if table.count < BY_HAND {
-            entries = fs::read_to_string(&*list).context("the list")?.lines().map(str::to_owned).collect();
-            command.extend(["firewall", "add"]);
-            command.extend(entries.iter().map(String::as_str));
-        } else {
-            command.extend(["firewall", "import", &list, "--group", &group]);
-        }
-        let began = Instant::now();
-        place.run(&command)?;
-        took += began.elapsed();
-    }
-    if !tables.is_empty() {
-        metrics.insert("load_s", took.as_secs_f64());
-    }
-    metrics.extend(memory(process.pid())?);
-    Ok(metrics)
+    Ok(Running { process, socket, client })
 }
 
 /// Resident memory of the daemon, now and at most so far, and of the kernel maps that it has open.

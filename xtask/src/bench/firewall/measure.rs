@@ -1,7 +1,7 @@
 //! The measurements: a flood that is blocked, one that is not, the program alone, and one more rule.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::object::{self, Packets, Program, Timing};
 use super::stream::{Seen, now_ns};
 use super::subject::{Installed, PINS, Place, Subject};
 use super::table::Table;
-use super::wire::{CALLER_IP, GENERATOR_DEVICE, Wire};
+use super::wire::{CALLERS, GENERATOR_DEVICE, Wire};
 use crate::cargo;
 
 /// Until a generator's first packets are through.
@@ -217,27 +217,43 @@ impl<'a> Stage<'a> {
         Ok(wrong)
     }
 
-    /// How long after a rule was asked for the last packet of its source got in.
+    /// One more rule by a command, as an operator's or fail2ban's; and, of the daemon, by a client that is connected.
     fn act(&mut self, installed: &Installed, sources: Table, metrics: &mut Metrics) -> anyhow::Result<Option<String>> {
         if installed.subject.is_control() || sources.shape.is_ipv6 {
             return Ok(None);
         }
         self.sink = None;
-        let std::net::IpAddr::V4(ip) = Wire::receiver_ip(false) else { return Ok(None) };
-        let to = SocketAddrV4::new(ip, installed.subject.port());
-        let job = Job::Stream { from: CALLER_IP, to, a_second: STREAM_RATE, secs: STREAM_SECS };
+        let [by_command, by_client] = CALLERS;
+        let remark =
+            self.stop(installed.subject, by_command, ["command_ms", "effect_ms"], metrics, |ip| installed.add(ip))?;
+        let Some(mut client) = installed.client()? else { return Ok(remark) };
+        let names = ["rpc_ms", "rpc_effect_ms"];
+        Ok(remark.or(self.stop(installed.subject, by_client, names, metrics, |ip| client.block(ip))?))
+    }
+
+    /// How long after a rule was asked for the asking was over, and the last packet of its source got in.
+    fn stop(
+        &self,
+        subject: Subject,
+        from: Ipv4Addr,
+        [asking, effect]: [&str; 2],
+        metrics: &mut Metrics,
+        ask: impl FnOnce(IpAddr) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Option<String>> {
+        let IpAddr::V4(ip) = Wire::receiver_ip(false) else { return Ok(None) };
+        let to = SocketAddrV4::new(ip, subject.port());
+        let job = Job::Stream { from, to, a_second: STREAM_RATE, secs: STREAM_SECS };
         let log = self.dir.join("stream.log");
         let launch = job.launch(self.wire.generator(), self.machine.load_cpu)?;
         let mut stream = launch.log_to(&log)?.keep_output().start()?;
         self.interrupt.pause(STREAM_LEAD)?;
         let asked_ns = now_ns();
-        installed.add(CALLER_IP.into())?;
-        let command_ms = (now_ns() - asked_ns) as f64 / 1e6;
+        ask(from.into())?;
+        metrics.insert(asking.to_owned(), (now_ns() - asked_ns) as f64 / 1e6);
         let seen: Seen = finish(&mut stream, self.interrupt, &log)?;
         ensure!(seen.answered > 0, "not one of {} packets was answered", seen.sent);
         let effect_ms = (seen.last_ns as f64 - asked_ns as f64) / 1e6;
-        metrics.insert("command_ms".to_owned(), command_ms);
-        metrics.insert("effect_ms".to_owned(), effect_ms);
+        metrics.insert(effect.to_owned(), effect_ms);
         let has_no_effect = effect_ms > 1e3 * (STREAM_SECS - STREAM_LEAD.as_secs_f64()) - 100.0;
         Ok(has_no_effect.then(|| "one more rule had no effect on a stream".to_owned()))
     }

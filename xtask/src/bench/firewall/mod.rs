@@ -11,6 +11,7 @@ mod daemon;
 mod measure;
 mod object;
 mod report;
+mod rpc;
 mod stream;
 mod subject;
 mod table;

@@ -6,12 +6,15 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto};
 use rustix::time::{ClockId, Timespec};
 use serde::{Deserialize, Serialize};
 
 const SYN_ACK: u8 = 0x12;
+/// Less than packets are apart.
+const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000 };
 
 /// What a stream saw.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -59,7 +62,10 @@ pub(crate) fn run(from: Ipv4Addr, to: SocketAddrV4, a_second: u32, length: Durat
                 Err(error) => return Err(error).context("receiving"),
             }
         }
-        std::thread::sleep(Duration::from_micros(20));
+        match rustix::event::poll(&mut [PollFd::new(&receiver, PollFlags::IN)], Some(&NAP)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("waiting"),
+        }
     }
     Ok(seen)
 }

@@ -16,6 +16,7 @@ use super::super::record::{Machine, Metrics};
 use super::daemon;
 use super::jobs::Job;
 use super::object::{self, Packets, Program};
+use super::rpc::Client;
 use super::table::Table;
 use super::wire::{DEVICE, Wire};
 
@@ -194,6 +195,7 @@ pub(super) struct Installed {
     /// What to run with an address appended to block it.
     add: Vec<String>,
     process: Option<Process>,
+    daemon: Option<daemon::Running>,
     undo: Vec<Vec<String>>,
     receiver: String,
 }
@@ -208,7 +210,7 @@ impl Installed {
     ) -> anyhow::Result<Self> {
         let receiver = place.wire.receiver().to_owned();
         let (metrics, add, undo) = Default::default();
-        let mut installed = Self { subject, metrics, add, process: None, undo, receiver };
+        let mut installed = Self { subject, metrics, add, process: None, daemon: None, undo, receiver };
         match subject {
             Subject::Nothing => {}
             Subject::Control(name) => installed.attach(place.object.to_owned(), name, tables, packets, place)?,
@@ -220,9 +222,9 @@ impl Installed {
             Subject::XdpFilter => installed.xdp_filter(tables, place)?,
             Subject::McProxy { has_all_capabilities } => {
                 let running = daemon::start(has_all_capabilities, DAEMON_PORT, place)?;
-                installed.add = running.add;
-                installed.metrics = daemon::load(&running.process, &running.client, tables, place)?;
-                installed.process = Some(running.process);
+                installed.add = running.add();
+                installed.metrics = running.load(tables, place)?;
+                installed.daemon = Some(running);
             }
         }
         Ok(installed)
@@ -230,19 +232,27 @@ impl Installed {
 
     /// Blocks one more address; returns when the command is back.
     pub(super) fn add(&self, address: IpAddr) -> anyhow::Result<()> {
+        let netns = format!("--net=/run/netns/{}", self.receiver);
+        // The daemon's client needs no namespace: its socket is a file.
+        let enter: &[&str] = if self.daemon.is_some() { &[] } else { &["nsenter", &netns, "--"] };
         let address = address.to_string();
-        let words = self.add.iter().map(|word| if word == "@ADDRESS@" { address.as_str() } else { word });
-        let output = Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{}", self.receiver))
-            .arg("--")
-            .args(words)
+        let add = self.add.iter().map(|word| if word == "@ADDRESS@" { address.as_str() } else { word });
+        let words: Vec<&str> = enter.iter().copied().chain(add).collect();
+        let (program, args) = words.split_first().context("there is no command to block an address")?;
+        let output = Command::new(program)
+            .args(args)
             .env_remove("SSH_CONNECTION")
             .stdin(Stdio::null())
             .output()
-            .context("running nsenter")?;
+            .with_context(|| format!("running {program}"))?;
         let said = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "{}: {}: {}", self.add.join(" "), output.status, said.trim());
         Ok(())
+    }
+
+    /// A connection to the daemon, if the subject is one.
+    pub(super) fn client(&self) -> anyhow::Result<Option<Client>> {
+        self.daemon.as_ref().map(|daemon| Client::connect(&daemon.socket)).transpose()
     }
 
     fn timed(&mut self, load: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -361,7 +371,7 @@ impl Installed {
 
 impl Drop for Installed {
     fn drop(&mut self) {
-        drop(self.process.take());
+        drop((self.process.take(), self.daemon.take()));
         let netns = format!("--net=/run/netns/{}", self.receiver);
         for command in self.undo.iter().rev() {
             let mut args = vec![netns.as_str(), "--"];

@@ -20,8 +20,8 @@ pub(super) const DEVICE: &str = "mcbench-r";
 
 const GENERATOR_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const RECEIVER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
-/// An address of the generator's from which single packets come that are answered.
-pub(super) const CALLER_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 3);
+/// Addresses of the generator's from which single packets come that are answered.
+pub(super) const CALLERS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 77, 0, 3), Ipv4Addr::new(10, 77, 0, 4)];
 const GENERATOR_IP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
 const RECEIVER_IP6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2);
 
@@ -49,9 +49,10 @@ impl Wire {
         link.extend(queues);
         link.extend(["netns", to]);
         run("ip", &link)?;
-        let addresses: [(&str, &str, String, &[&str]); 5] = [
+        let addresses: [(&str, &str, String, &[&str]); 6] = [
             (from, GENERATOR_DEVICE, format!("{GENERATOR_IP}/24"), &[]),
-            (from, GENERATOR_DEVICE, format!("{CALLER_IP}/24"), &[]),
+            (from, GENERATOR_DEVICE, format!("{}/24", CALLERS[0]), &[]),
+            (from, GENERATOR_DEVICE, format!("{}/24", CALLERS[1]), &[]),
             (from, GENERATOR_DEVICE, format!("{GENERATOR_IP6}/64"), &["nodad"]),
             (to, DEVICE, format!("{RECEIVER_IP}/24"), &[]),
             (to, DEVICE, format!("{RECEIVER_IP6}/64"), &["nodad"]),
@@ -79,7 +80,8 @@ impl Wire {
         let (generator_mac, receiver_mac) = (mac(&self.generator_mac), mac(&self.receiver_mac));
         for (netns, ip, mac, device) in [
             (to, GENERATOR_IP.to_string(), &generator_mac, DEVICE),
-            (to, CALLER_IP.to_string(), &generator_mac, DEVICE),
+            (to, CALLERS[0].to_string(), &generator_mac, DEVICE),
+            (to, CALLERS[1].to_string(), &generator_mac, DEVICE),
             (to, GENERATOR_IP6.to_string(), &generator_mac, DEVICE),
             (from, RECEIVER_IP.to_string(), &receiver_mac, GENERATOR_DEVICE),
             (from, RECEIVER_IP6.to_string(), &receiver_mac, GENERATOR_DEVICE),
