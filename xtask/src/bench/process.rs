@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags};
@@ -14,6 +14,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use super::interrupt::Interrupt;
 
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a wait for a process goes on when the run is to end.
+const TURN: Duration = Duration::from_millis(50);
 
 /// A role of this program (see `load`) inside a namespace, not yet started.
 #[derive(Debug)]
@@ -81,8 +83,14 @@ impl Process {
 
     /// Waits for the end, at most `limit`, and returns what it printed; an error unless it ended well.
     pub(super) fn output(&mut self, interrupt: &Interrupt, limit: Duration) -> anyhow::Result<String> {
-        if !interrupt.wait_until(limit, || self.is_over())? {
-            bail!("still running after {limit:?}");
+        let deadline = Instant::now() + limit;
+        while !self.is_over()? {
+            if Instant::now() >= deadline {
+                bail!("still running after {limit:?}");
+            }
+            // Wakes at the end of the process: how long it ran is a figure.
+            wait_exit(pid_of(&self.child), TURN);
+            interrupt.pause(Duration::ZERO)?;
         }
         let status = self.child.wait().context("waitpid")?;
         // Read at the end: what these programs print fits a pipe.
@@ -113,11 +121,11 @@ impl Drop for Process {
     }
 }
 
-/// Waits until the process ends, at most `limit`; the caller kills it in any case.
+/// Waits until the process ends, at most `limit`; the caller looks whether it has.
 fn wait_exit(pid: Pid, limit: Duration) {
     let Ok(pidfd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { return };
     let Ok(limit) = limit.try_into() else { return };
-    let _killed_next = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit));
+    let _looked_at_next = rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit));
 }
 
 fn pid_of(child: &Child) -> Pid {

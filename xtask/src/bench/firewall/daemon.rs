@@ -1,6 +1,5 @@
 //! mc-proxy as a subject: the daemon as it is run, told by its own client.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,6 +8,7 @@ use anyhow::{Context, bail};
 
 use super::super::process::{Launch, Process};
 use super::super::record::Metrics;
+use super::memory;
 use super::subject::{PINS, Place};
 use super::table::Table;
 use super::wire::DEVICE;
@@ -59,7 +59,7 @@ impl Running {
         if !tables.is_empty() {
             metrics.insert("load_s", took.as_secs_f64());
         }
-        metrics.extend(memory(self.process.pid())?);
+        metrics.extend(memory::resident(self.process.pid())?);
         Ok(metrics)
     }
 }
@@ -102,50 +102,4 @@ pub(super) fn start(has_all_capabilities: bool, port: u16, place: &Place<'_>) ->
     }
     let client = vec![program("mcproxyctl"), "--socket".to_owned(), socket.to_string_lossy().into_owned()];
     Ok(Running { process, socket, client })
-}
-
-/// Resident memory of the daemon, now and at most so far, and of the kernel maps that it has open.
-fn memory(pid: i32) -> anyhow::Result<Metrics> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the daemon's status")?;
-    let mut metrics = Metrics::new();
-    for (field, name) in [("VmRSS:", "rss_mb"), ("VmHWM:", "rss_most_mb")] {
-        let kb = field_of(&status, field).with_context(|| format!("/proc/{pid}/status has no {field}"))?;
-        metrics.insert(name, kb as f64 / 1024.0);
-    }
-    let mut maps = BTreeMap::new();
-    let descriptors: PathBuf = format!("/proc/{pid}/fdinfo").into();
-    for entry in fs::read_dir(&descriptors).context("the daemon's descriptors")? {
-        // Descriptors are closed while one looks.
-        let Ok(info) = fs::read_to_string(entry.context("the daemon's descriptors")?.path()) else { continue };
-        if let Some((id, bytes)) = field_of(&info, "map_id:").zip(field_of(&info, "memlock:")) {
-            maps.insert(id, bytes);
-        }
-    }
-    metrics.insert("maps_mb", maps.values().sum::<u64>() as f64 / 1e6);
-    Ok(metrics)
-}
-
-fn field_of(text: &str, field: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(field)?.split_whitespace().next()?.parse().ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_found() {
-        let info = "pos:\t0\nmap_type:\t1\nmemlock:\t163840\nmap_id:\t42\nfrozen:\t0\n";
-        assert_eq!(field_of(info, "memlock:"), Some(163_840));
-        assert_eq!(field_of(info, "map_id:"), Some(42));
-        assert_eq!(field_of("VmRSS:\t    1234 kB\n", "VmRSS:"), Some(1234));
-        assert_eq!(field_of(info, "prog_id:"), None);
-    }
-
-    #[test]
-    fn this_process_has_memory_and_no_maps() {
-        let metrics = memory(std::process::id() as i32).unwrap();
-        assert!(metrics["rss_mb"] > 0.0 && metrics["rss_most_mb"] >= metrics["rss_mb"]);
-        assert_eq!(metrics["maps_mb"], 0.0);
-    }
 }

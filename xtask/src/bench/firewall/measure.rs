@@ -45,6 +45,16 @@ pub(super) enum Part {
 
 impl Part {
     pub(super) const ALL: [Self; 4] = [Self::Flood, Self::Pass, Self::Time, Self::Act];
+
+    /// About how long it takes with floods of `secs`.
+    pub(super) fn expected_secs(self, secs: f64) -> f64 {
+        match self {
+            Self::Flood => 2.0 * (secs + 1.5),
+            Self::Pass => secs + 1.5,
+            Self::Time => 3.0,
+            Self::Act => 2.0 * STREAM_SECS,
+        }
+    }
 }
 
 type Metrics = BTreeMap<String, f64>;

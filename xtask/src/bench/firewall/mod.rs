@@ -9,6 +9,7 @@ pub(crate) mod jobs;
 mod chart;
 mod daemon;
 mod measure;
+mod memory;
 mod object;
 mod report;
 mod rpc;
@@ -41,6 +42,8 @@ pub(super) use subject::remove_leftovers;
 const CLIENT: &str = "mcproxyctl";
 /// Tables smaller than this are only timed: as a flood they differ in nothing from larger ones.
 const FLOOD_MIN: u32 = 1000;
+/// What loading and removing an entry takes about, for the announcement.
+const LOAD_SECS: f64 = 4e-6;
 
 /// Options of `cargo xtask bench firewall`.
 #[derive(Debug, clap::Args)]
@@ -115,7 +118,9 @@ struct Document {
 }
 
 impl Document {
-    fn note(&mut self, note: String) {
+    /// Prints a remark and keeps it, on one line whatever a program said.
+    fn note(&mut self, note: &str) {
+        let note = note.split_whitespace().collect::<Vec<_>>().join(" ");
         println!("  note: {note}");
         self.notes.push(note);
     }
@@ -248,11 +253,12 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
     subjects.retain(|subject| match subject.check() {
         Ok(()) => true,
         Err(error) => {
-            document.note(format!("{} is missing: {error:#}", subject.name()));
+            document.note(&format!("{} is missing: {error:#}", subject.name()));
             false
         }
     });
     let window = Duration::try_from_secs_f64(args.secs).context("--secs")?;
+    announce(args, &subjects)?;
     let mut stage = Stage::set_up(&interrupt, machine, claim.work_dir(), window)?;
     let outcome = (0..args.rounds).try_for_each(|round| {
         for case in args.cases()? {
@@ -268,6 +274,20 @@ fn measure_all(args: &Args) -> anyhow::Result<()> {
     outcome?;
     finish(&document, args.docs)?;
     println!("{}", document.path.display());
+    Ok(())
+}
+
+fn announce(args: &Args, subjects: &[Subject]) -> anyhow::Result<()> {
+    let (mut measurements, mut secs) = (0, 0.0);
+    for case in args.cases()? {
+        let taking = subjects.iter().filter(|subject| subject.takes(&case.tables)).count();
+        measurements += taking;
+        let entries: u32 = case.tables.iter().map(|table| table.count).sum();
+        let parts: f64 = case.parts.iter().map(|part| part.expected_secs(args.secs)).sum();
+        secs += taking as f64 * (1.0 + f64::from(entries) * LOAD_SECS + parts);
+    }
+    let rounds = args.rounds;
+    println!("{measurements} measurements in {rounds} rounds, about {:.0} min", secs * f64::from(rounds) / 60.0);
     Ok(())
 }
 
@@ -294,10 +314,10 @@ fn measure_case(
         }
         match outcome {
             Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) => document.note(format!("{} failed {}: {error:#}", subject.name(), case.name)),
+            Err(error) => document.note(&format!("{} failed {}: {error:#}", subject.name(), case.name)),
             Ok(remarks) => {
                 for remark in remarks {
-                    document.note(format!("{} {}: {remark}", subject.name(), case.name));
+                    document.note(&format!("{} {}: {remark}", subject.name(), case.name));
                 }
             }
         }

@@ -262,7 +262,8 @@ pub(crate) fn time(object: &Path, id: u32, packets: &Packets, repeat: u32) -> an
     Ok(Timing { hot_ns, cold_ns, is_dropped: action == XDP_DROP })
 }
 
-fn find(id: u32) -> anyhow::Result<ProgramInfo> {
+/// The program with this id.
+pub(super) fn find(id: u32) -> anyhow::Result<ProgramInfo> {
     for info in loaded_programs() {
         let info = info.context("listing programs")?;
         if info.id() == id {

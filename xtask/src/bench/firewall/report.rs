@@ -145,7 +145,13 @@ pub(super) fn markdown(document: &Document) -> String {
 /// Replaces what stands between `<!-- bench:NAME -->` and `<!-- /bench -->` in a page by this run's tables.
 pub(super) fn into_page(page: &str, document: &Document) -> anyhow::Result<String> {
     let mut blocks = vec![("machine", machine(document)), ("floors", floors(&document.records))];
-    blocks.extend(SECTIONS.iter().map(|section| (section.name, section_tables(section, document))));
+    let plots = plots(document);
+    for section in &SECTIONS {
+        let prefix = format!("{}-", section.name);
+        let images = plots.iter().filter(|(name, _)| name.starts_with(&prefix));
+        let images: String = images.map(|(name, _)| format!("\n![{}](performance/{name})\n", section.title)).collect();
+        blocks.push((section.name, images + &section_tables(section, document)));
+    }
     let mut page = page.to_owned();
     for (name, block) in blocks {
         let (begin, end) = (format!("<!-- bench:{name} -->\n"), "<!-- /bench -->");
@@ -179,16 +185,14 @@ fn machine(document: &Document) -> String {
 }
 
 fn section_tables(section: &Section, document: &Document) -> String {
-    let [first, ..] = section.metrics else { return String::new() };
     let mut out = String::new();
     for case in cases(&document.records) {
         let records: Vec<&Record> = document.records.iter().filter(|record| record.case == case).collect();
-        // Without a table to load, or where nothing is blocked, another metric of the section may be there.
-        if records.iter().any(|record| section.metrics.iter().any(|metric| record.metrics.contains_key(*metric))) {
-            let is_worth = section.name != "load" || records.iter().any(|record| record.metrics.contains_key(*first));
-            if is_worth {
-                out += &format!("\n{case}:\n\n{}", case_table(section, &records));
-            }
+        // Memory alone is worth no table.
+        let is_measured = |metric: &&str| records.iter().any(|record| record.metrics.contains_key(*metric));
+        let needed = if section.name == "load" { &section.metrics[..1] } else { section.metrics };
+        if needed.iter().any(is_measured) {
+            out += &format!("\n{case}:\n\n{}", case_table(section, &records));
         }
     }
     out

@@ -15,6 +15,7 @@ use super::super::process::{Launch, Process, run};
 use super::super::record::{Machine, Metrics};
 use super::daemon;
 use super::jobs::Job;
+use super::memory::{self, Maps};
 use super::object::{self, Packets, Program};
 use super::rpc::Client;
 use super::table::Table;
@@ -227,6 +228,12 @@ impl Installed {
                 installed.daemon = Some(running);
             }
         }
+        let mut maps =
+            installed.daemon.as_ref().map_or_else(|| Ok(Maps::new()), |d| memory::open_maps(d.process.pid()))?;
+        if let Some(program) = place.wire.program()? {
+            maps.extend(memory::maps_of_program(program)?);
+            installed.metrics.insert("maps_mb", maps.values().sum::<u64>() as f64 / 1e6);
+        }
         Ok(installed)
     }
 
@@ -350,6 +357,9 @@ impl Installed {
             place.run(&command("-I"))?;
             self.undo.push(words(&command("-D")));
         }
+        let netns = format!("--net=/run/netns/{}", self.receiver);
+        let printed = run("nsenter", &[&netns, "--", "ipset", "list", "-terse"])?;
+        self.metrics.insert("maps_mb", memory::ipset_bytes(&printed) as f64 / 1e6);
         self.add = words(&["ipset", "add", "mcbench0", "@ADDRESS@"]);
         Ok(())
     }
