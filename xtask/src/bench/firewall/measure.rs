@@ -16,7 +16,7 @@ use super::object::{self, Packets, Program, Timing};
 use super::stream::{Seen, now_ns};
 use super::subject::{Installed, PINS, Place, Subject};
 use super::table::Table;
-use super::wire::{CALLERS, GENERATOR_DEVICE, Wire};
+use super::wire::{CALLERS, Counted, GENERATOR_DEVICE, Wire};
 use crate::cargo;
 
 /// Until a generator's first packets are through.
@@ -64,7 +64,7 @@ type Metrics = BTreeMap<String, f64>;
 pub(super) struct Stage<'a> {
     /// Drops all answers in the generator's driver.
     sink: Option<Process>,
-    _listener: Process,
+    listener: Process,
     wire: Wire,
     interrupt: &'a Interrupt,
     machine: Machine,
@@ -76,9 +76,17 @@ pub(super) struct Stage<'a> {
 /// What a flood was.
 #[derive(Debug)]
 struct Flood {
-    packets: f64,
-    passed: f64,
+    /// Packets a second.
+    rate: f64,
+    passed_pct: f64,
     usage: Usage,
+}
+
+impl Flood {
+    /// CPU time by packet, in ns, of something that took `secs` of the window in which the clocks were watched.
+    fn ns_each(&self, secs: f64) -> f64 {
+        1e9 * secs / self.usage.secs / self.rate
+    }
 }
 
 impl<'a> Stage<'a> {
@@ -92,7 +100,7 @@ impl<'a> Stage<'a> {
         let wire = Wire::create()?;
         let listen = Job::Listen { port: Subject::Nothing.port(), ready: dir.join("listening") };
         let listener = listen.start(wire.receiver(), machine.proxy_cpu, interrupt)?;
-        Ok(Self { sink: None, _listener: listener, wire, interrupt, machine, dir, object, window })
+        Ok(Self { sink: None, listener, wire, interrupt, machine, dir, object, window })
     }
 
     /// Installs a subject and measures `parts` of it; what was measured is kept when a later part fails. Returns remarks.
@@ -141,15 +149,15 @@ impl<'a> Stage<'a> {
         let packets = self.packets(subject, sources, true);
         let one = self.flood(&packets, false)?;
         let own = self.flood(&packets, true)?;
-        let passed_pct = 100.0 * one.passed / one.packets;
+        let passed_pct = one.passed_pct;
         let percent = |secs: f64| 100.0 * secs / one.usage.secs;
         metrics.extend(
             [
-                ("one_mpps", one.packets / one.usage.secs / 1e6),
+                ("one_mpps", one.rate / 1e6),
                 // Generator and receiver take turns on one CPU: what making, passing and dropping a packet costs.
-                ("one_ns", 1e9 * one.usage.total() / one.packets),
-                ("own_mpps", own.packets / own.usage.secs / 1e6),
-                ("own_ns", 1e9 * own.usage.proxy / own.packets),
+                ("one_ns", one.ns_each(one.usage.total())),
+                ("own_mpps", own.rate / 1e6),
+                ("own_ns", own.ns_each(own.usage.proxy)),
                 ("own_cpu_pct", 100.0 * own.usage.proxy / own.usage.secs),
                 ("passed_pct", passed_pct),
                 ("foreign_pct", percent(one.usage.foreign)),
@@ -163,9 +171,9 @@ impl<'a> Stage<'a> {
 
     fn passing(&mut self, subject: Subject, sources: Table, metrics: &mut Metrics) -> anyhow::Result<Option<String>> {
         let one = self.flood(&self.packets(subject, sources, false), false)?;
-        let passed_pct = 100.0 * one.passed / one.packets;
-        metrics.insert("pass_mpps".to_owned(), one.packets / one.usage.secs / 1e6);
-        metrics.insert("pass_ns".to_owned(), 1e9 * one.usage.total() / one.packets);
+        let passed_pct = one.passed_pct;
+        metrics.insert("pass_mpps".to_owned(), one.rate / 1e6);
+        metrics.insert("pass_ns".to_owned(), one.ns_each(one.usage.total()));
         metrics.insert("pass_passed_pct".to_owned(), passed_pct);
         // A flood fills the receiver's backlog, and what does not fit is lost there.
         let is_dropping = passed_pct < 50.0 && subject != Subject::Control("drop");
@@ -189,14 +197,17 @@ impl<'a> Stage<'a> {
         self.interrupt.pause(WARM_UP)?;
         let participants = Participants { proxy: thread.into_iter().collect(), load: vec![generator.pid()] };
         let start = Snapshot::take(&participants)?;
-        let (received, passed) = (self.wire.received()?, self.wire.passed()?);
+        // Looking at all clocks takes a while: packets are counted by their own.
+        let from = Counted::now(self.listener.pid())?;
         self.interrupt.pause(self.window)?;
-        let (received, passed) = (self.wire.received()? - received, self.wire.passed()? - passed);
+        let to = Counted::now(self.listener.pid())?;
         let usage = start.until(&Snapshot::take(&participants)?);
         let has_ended = generator.is_over()?;
         ensure!(!has_ended, "the generator: {}", std::fs::read_to_string(&log).unwrap_or_default().trim());
-        ensure!(received > 0, "no packet was received");
-        Ok(Flood { packets: received as f64, passed: passed as f64, usage })
+        let received = (to.received - from.received) as f64;
+        ensure!(received > 0.0, "no packet was received");
+        let passed_pct = 100.0 * (to.passed - from.passed) as f64 / received;
+        Ok(Flood { rate: received / to.at.duration_since(from.at).as_secs_f64(), passed_pct, usage })
     }
 
     fn time(

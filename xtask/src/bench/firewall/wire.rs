@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Instant;
 
 use anyhow::Context;
 use rustix::process::Pid;
@@ -119,25 +120,34 @@ impl Wire {
         Ok(Some(thread))
     }
 
-    /// Packets that have reached the receiver's driver.
-    pub(super) fn received(&self) -> anyhow::Result<u64> {
-        let printed = run("ip", &["-n", self.receiver(), "-s", "-j", "link", "show", DEVICE])?;
-        let [link]: [Link; 1] = serde_json::from_str(&printed).context("ip -s -j link")?;
-        Ok(link.stats64.context("no statistics")?.rx.packets)
-    }
-
     /// The XDP program on the receiver's interface.
     pub(super) fn program(&self) -> anyhow::Result<Option<u32>> {
         let printed = run("ip", &["-n", self.receiver(), "-j", "link", "show", DEVICE])?;
         let [link]: [Link; 1] = serde_json::from_str(&printed).context("ip -j link")?;
         Ok(link.xdp.and_then(|xdp| xdp.prog).map(|program| program.id))
     }
+}
 
-    /// TCP segments that have reached the receiver's stack.
-    pub(super) fn passed(&self) -> anyhow::Result<u64> {
-        let netns = format!("--net=/run/netns/{}", self.receiver());
-        let snmp = run("nsenter", &[&netns, "--", "cat", "/proc/net/snmp"])?;
-        segments(&snmp).context("/proc/net/snmp has no InSegs")
+/// What has reached the receiver, at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counted {
+    pub(super) at: Instant,
+    /// Packets that came to the driver.
+    pub(super) received: u64,
+    /// TCP segments that came to the stack.
+    pub(super) passed: u64,
+}
+
+impl Counted {
+    /// Reads the counters that a process in the receiver's namespace sees: without a process of one's own, it takes no time.
+    pub(super) fn now(pid: i32) -> anyhow::Result<Self> {
+        let read = |name: &str| {
+            let path = format!("/proc/{pid}/net/{name}");
+            fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+        };
+        let received = received(&read("dev")?).context("no counters of the receiver's interface")?;
+        let passed = segments(&read("snmp")?).context("no counter of TCP segments")?;
+        Ok(Self { at: Instant::now(), received, passed })
     }
 }
 
@@ -145,18 +155,7 @@ impl Wire {
 struct Link {
     #[serde(default)]
     address: String,
-    stats64: Option<Stats>,
     xdp: Option<Attached>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Stats {
-    rx: Received,
-}
-
-#[derive(Debug, Deserialize)]
-struct Received {
-    packets: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -177,6 +176,12 @@ fn mac(netns: &str, device: &str) -> anyhow::Result<[u8; 6]> {
         *place = u8::from_str_radix(byte, 16).with_context(|| format!("the address {:?}", link.address))?;
     }
     Ok(mac)
+}
+
+/// Packets received, in /proc/net/dev: bytes come first.
+fn received(dev: &str) -> Option<u64> {
+    let counters = dev.lines().find_map(|line| line.trim_start().strip_prefix(DEVICE)?.strip_prefix(':'))?;
+    counters.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// TCP has the same counter for both families.
@@ -216,10 +221,16 @@ mod tests {
     }
 
     #[test]
+    fn packets_are_found_by_interface() {
+        let dev = "Inter-|   Receive\n face |bytes    packets errs\n    lo: 1 2 3\nmcbench-r: 600 10 0 0\n";
+        assert_eq!(received(dev), Some(10));
+        assert_eq!(received("    lo: 1 2 3\n"), None);
+    }
+
+    #[test]
     fn links_are_read_as_ip_prints_them() {
         let printed = r#"[{"ifname":"eth0","address":"02:00:00:00:00:01","xdp":{"mode":1,"prog":{"id":7,"jited":1}}}]"#;
         let [link]: [Link; 1] = serde_json::from_str(printed).unwrap();
         assert_eq!(link.xdp.and_then(|xdp| xdp.prog).map(|program| program.id), Some(7));
-        assert!(link.stats64.is_none());
     }
 }
