@@ -13,7 +13,7 @@ use super::{Command, Control, ControlError, ListenerRoutes, ListenerStatus, Repl
 use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Route},
-    firewall::{Action, GeoIp, Rule, Subject},
+    firewall::{Action, GeoIp, Rule, RuleKey, Subject},
     route::{Pattern, RouteTable},
     store::{Store, StoreError},
     telemetry::describe,
@@ -197,7 +197,7 @@ impl Thread {
     }
 
     fn add_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
-        if matches!(rule.subject, Subject::Country(_)) && self.owned.edge.firewall.geoip.load().is_none() {
+        if matches!(rule.key.subject, Subject::Country(_)) && self.owned.edge.firewall.geoip.load().is_none() {
             return Err(ControlError::Refused(
                 "firewall: geoip_db is required to block a country; set firewall.geoip_db and restart the daemon"
                     .into(),
@@ -216,12 +216,13 @@ impl Thread {
     }
 
     fn no_rule(&self, rule: Rule) -> String {
-        let (word, other, word_of_other) = match rule.action {
-            Action::Block => ("block", Action::Allow, "allow"),
+        let (word, other, word_of_other) = match rule.key.action {
+            Action::Block | Action::Count => ("block", Action::Allow, "allow"),
             Action::Allow => ("allow", Action::Block, "block"),
         };
-        let subject = rule.subject;
-        if self.owned.edge.firewall.rules.load().contains(&Rule { action: other, subject }) {
+        let subject = rule.key.subject;
+        if self.owned.edge.firewall.rules.load().contains(&Rule { key: RuleKey { action: other, ..rule.key }, ..rule })
+        {
             format!("rule: there is no {word} rule for {subject}, but an {word_of_other} rule")
         } else {
             format!("rule: there is no {word} rule for {subject}")

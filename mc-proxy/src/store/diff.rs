@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     desired::{Desired, Listener, Target},
-    firewall::{Action, Rule},
+    firewall::Rule,
 };
 
 /// One difference between the file's seed and the database, which is what is in force.
@@ -87,11 +87,7 @@ fn one_sided(place: &str, is_in_file: bool) -> Difference {
 }
 
 fn rule_place(rule: &Rule) -> String {
-    let action = match rule.action {
-        Action::Block => "block",
-        Action::Allow => "allow",
-    };
-    format!("firewall rule {action} {}", rule.subject)
+    format!("firewall rule {}", rule.key)
 }
 
 fn list<T: Display>(items: &[T]) -> String {
@@ -125,7 +121,7 @@ mod tests {
     }
 
     fn block(subject: &str) -> Rule {
-        Rule::new(Action::Block, subject.parse::<Subject>().unwrap()).unwrap()
+        Rule::block(subject.parse::<Subject>().unwrap())
     }
 
     #[test]

@@ -133,14 +133,14 @@ pub(super) fn insert_rule(conn: &Connection, rule: &Rule) -> Result<bool, Failur
         .prepare_cached(
             "INSERT INTO firewall_rules (action, kind, value) VALUES (?1, ?2, ?3) ON CONFLICT (value, action) DO NOTHING",
         )?
-        .execute(params![action_word(rule.action), kind_word(&rule.subject), rule.subject.to_string()])?;
+        .execute(params![rule.key.action.as_str(), kind_word(&rule.key.subject), rule.key.subject.to_string()])?;
     Ok(inserted > 0)
 }
 
 pub(super) fn delete_rule(conn: &Connection, rule: &Rule) -> Result<bool, Failure> {
     let deleted = conn
         .prepare_cached("DELETE FROM firewall_rules WHERE value = ?1 AND action = ?2")?
-        .execute(params![rule.subject.to_string(), action_word(rule.action)])?;
+        .execute(params![rule.key.subject.to_string(), rule.key.action.as_str()])?;
     Ok(deleted > 0)
 }
 
@@ -238,7 +238,7 @@ fn load_rules(conn: &Connection, path: &Path) -> Result<Vec<Rule>, Failure> {
         if kind != kind_word(&subject) {
             return Err(at.bad(&format!("\"{subject}\" is a {}, not a {kind}", kind_word(&subject))).into());
         }
-        rules.push(Rule::new(action, subject).map_err(|e| at.bad(&e.to_string()))?);
+        rules.push(Rule::permanent(action, subject).map_err(|e| at.bad(&e.to_string()))?);
     }
     Ok(rules)
 }
@@ -315,13 +315,6 @@ impl RowPlace<'_> {
         } else {
             Err(self.bad(&format!("\"{text}\" must be written \"{canonical}\"")).into())
         }
-    }
-}
-
-fn action_word(action: Action) -> &'static str {
-    match action {
-        Action::Block => "block",
-        Action::Allow => "allow",
     }
 }
 

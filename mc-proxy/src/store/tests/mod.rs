@@ -157,7 +157,7 @@ fn policies_keep_their_order() {
 fn rules_and_limits() {
     let (_dir, path) = place();
     let mut store = seeded(&path, &one_listener(Vec::new()));
-    let allow = Rule { action: crate::firewall::Action::Allow, ..block("192.0.2.1") };
+    let allow = Rule::permanent(crate::firewall::Action::Allow, "192.0.2.1".parse().unwrap()).unwrap();
     for rule in [block("192.0.2.1"), allow, block("2001:db8::/32"), block("RU")] {
         assert!(store.insert_rule(&rule).unwrap());
         assert!(!store.insert_rule(&rule).unwrap());

@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) fn block(subject: &str) -> Rule {
-    Rule::new(Action::Block, subject.parse().unwrap()).unwrap()
+    Rule::block(subject.parse().unwrap())
 }
 
 pub(super) fn pattern(text: &str) -> Pattern {
@@ -31,7 +31,7 @@ pub(super) fn policy(kind: L7PolicyKind, value: &str) -> L7Policy {
 /// `count` different addresses.
 pub(super) fn rules(count: u32) -> Vec<Rule> {
     let net = |n: u32| Ipv4Net::from(std::net::Ipv4Addr::from(0x0a00_0000 + n));
-    (0..count).map(|n| Rule { action: Action::Block, subject: Subject::Net(net(n).into()) }).collect()
+    (0..count).map(|n| Rule::block(Subject::Net(net(n).into()))).collect()
 }
 
 prop_compose! {
@@ -108,9 +108,9 @@ fn rule() -> impl Strategy<Value = Rule> {
     ];
     prop_oneof![
         // Through the text: folding of mapped addresses is the parser's.
-        (net, any::<bool>()).prop_map(|(net, is_allow)| Rule {
-            action: if is_allow { Action::Allow } else { Action::Block },
-            subject: net.to_string().parse().unwrap(),
+        (net, any::<bool>()).prop_map(|(net, is_allow)| {
+            let action = if is_allow { Action::Allow } else { Action::Block };
+            Rule::permanent(action, net.to_string().parse().unwrap()).unwrap()
         }),
         "[A-Z]{2}".prop_map(|code| block(&code)),
     ]
