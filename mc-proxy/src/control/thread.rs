@@ -15,7 +15,7 @@ use crate::{
     desired::{L7Policy, Listener, Route},
     firewall::{Action, GeoIp, Rule, RuleKey, Subject},
     route::{Pattern, RouteTable},
-    store::{Store, StoreError},
+    store::{self, Store, StoreError},
     telemetry::describe,
     xdp::{Change, Dataplane, Repairs},
 };
@@ -203,13 +203,14 @@ impl Thread {
                     .into(),
             ));
         }
-        let is_new = self.owned.store.insert_rule(&rule).map_err(failed)?;
+        let is_new = !self.owned.edge.firewall.rules.load().contains(&rule);
+        self.owned.store.apply([store::Change::Put(rule, None)]).map_err(failed)?;
         let before = self.owned.edge.firewall.rules.load_full();
         let mut after = (*before).clone();
         after.insert(rule);
         self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
         let Err(error) = self.owned.plane.apply(Change::Added(rule), &after) else { return Ok(()) };
-        if is_new && self.undo("rule added", |store| store.delete_rule(&rule).map(|_| ())) {
+        if is_new && self.undo("rule added", |store| store.apply([store::Change::Remove(rule.key)])) {
             self.owned.edge.firewall.rules.store(before);
         }
         Err(ControlError::Failed(describe(&error)))
@@ -230,15 +231,16 @@ impl Thread {
     }
 
     fn remove_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
-        if !self.owned.store.delete_rule(&rule).map_err(failed)? {
+        if !self.owned.edge.firewall.rules.load().contains(&rule) {
             return Err(ControlError::NotFound(self.no_rule(rule)));
         }
+        self.owned.store.apply([store::Change::Remove(rule.key)]).map_err(failed)?;
         let before = self.owned.edge.firewall.rules.load_full();
         let mut after = (*before).clone();
         after.remove(&rule);
         self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
         let Err(error) = self.owned.plane.apply(Change::Removed(rule), &after) else { return Ok(()) };
-        if self.undo("rule removed", |store| store.insert_rule(&rule).map(|_| ())) {
+        if self.undo("rule removed", |store| store.apply([store::Change::Put(rule, None)])) {
             self.owned.edge.firewall.rules.store(before);
         }
         Err(ControlError::Failed(describe(&error)))

@@ -54,7 +54,7 @@ fn writer_for_sigkill() {
     let first = u32::try_from(store.load().unwrap().rules.len()).unwrap();
     for n in first.. {
         let subject = std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
-        assert!(store.insert_rule(&block(&subject)).unwrap());
+        store.put(&block(&subject)).unwrap();
         println!("stored {subject}");
     }
 }
