@@ -9,5 +9,8 @@ mod set;
 pub(crate) use geoip::fixture as geoip_fixture;
 pub use geoip::{FileWatch, GeoIp, GeoIpError, Stamp};
 pub use guard::{Firewall, Judgement};
-pub use rule::{Action, CountryCode, Rule, RuleError, Subject};
+pub use rule::{
+    Action, COMMENT_MAX_BYTES, CountryCode, Expiry, Group, Rule, RuleError, RuleKey, RuleScope, Subject, Tier,
+    check_comment,
+};
 pub use set::RuleSet;
