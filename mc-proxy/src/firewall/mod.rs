@@ -2,6 +2,8 @@
 
 mod geoip;
 mod guard;
+mod offence;
+mod rate;
 mod rule;
 mod set;
 
@@ -9,5 +11,7 @@ mod set;
 pub(crate) use geoip::tests as geoip_fixture;
 pub use geoip::{GeoIp, GeoIpError};
 pub use guard::{Firewall, Judgement};
+pub use offence::{AutoBan, Ban, OffenceKind, Offenders};
+pub use rate::RateLimiter;
 pub use rule::{Action, CountryCode, Rule, RuleError, Subject};
 pub use set::RuleSet;
