@@ -53,11 +53,15 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
     }
     let hello = match greet(client, record).await {
         Ok(hello) => hello,
-        Err(outcome) => return outcome,
+        Err(outcome) => {
+            record.report(outcome);
+            return outcome;
+        }
     };
     let routes = record.permit().listener().routes.load();
     let Some(target) = routes.lookup(record.server_name.as_ref()).map(|found| Arc::clone(found.target)) else {
         drop(routes);
+        record.report(Outcome::NoRoute);
         return refuse_name(client, record).await;
     };
     drop(routes);

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 
 use super::{Edge, Outcome, Permit};
 use crate::{
+    desired::Protocol,
+    firewall::OffenceKind,
     net::{
         addr::{BackendAddr, ClientAddr},
         dial::DialError,
@@ -25,6 +27,8 @@ pub(super) struct Record {
     permit: Permit,
     started_at: Instant,
     is_finished: bool,
+    /// By a rule, not only for want of one.
+    pub(super) is_allowed: bool,
     pub(super) client: ClientAddr,
     pub(super) server_name: Option<ServerName>,
     pub(super) backend: Option<BackendAddr>,
@@ -38,6 +42,7 @@ impl Record {
             permit,
             started_at: Instant::now(),
             is_finished: false,
+            is_allowed: false,
             client,
             server_name: None,
             backend: None,
@@ -69,6 +74,18 @@ impl Record {
                 suppressed,
                 "dial failed"
             );
+        }
+    }
+
+    /// Tells, as soon as it is known, what the client may be banned for. A client that a rule allows is never banned;
+    /// one that has no route on a listener without names has done nothing.
+    pub(super) fn report(&self, outcome: Outcome) {
+        let is_tls = self.permit.listener().protocol == Protocol::Tls;
+        if let Some(kind) = outcome.offence()
+            && !self.is_allowed
+            && (is_tls || kind != OffenceKind::ServerName)
+        {
+            self.edge.offences.report(self.client.ip(), kind);
         }
     }
 
