@@ -7,7 +7,9 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     conn::{Offence, Offences},
+    desired::Listener,
     firewall::{AutoBan, Ban, Offenders},
+    net::{addr::BackendAddr, resolve::Resolver},
     telemetry::limit::LineLimit,
 };
 
@@ -87,6 +89,17 @@ impl Bans {
     }
 }
 
+/// Whether the address of a backend lies within `net`. Of a backend's name the last answer counts; one that no
+/// connection has asked for since the daemon started is not known.
+pub fn has_backend(listeners: &[Listener], resolver: &Resolver, net: &IpNet) -> bool {
+    let targets = listeners.iter().flat_map(|l| l.routes.iter().map(|route| &route.target).chain(&l.default));
+    targets.flat_map(|target| &target.backends).any(|backend| match backend {
+        BackendAddr::Ip(addr) => net.contains(&addr.ip().to_canonical()),
+        BackendAddr::Name { host, .. } => resolver.known(host).iter().any(|ip| net.contains(&ip.to_canonical())),
+        BackendAddr::Unix(_) => false,
+    })
+}
+
 /// The log line of a ban that is in force.
 pub fn log_ban(ban: &Ban) {
     if let Some(suppressed) = BANS.admit(Instant::now()) {
@@ -100,7 +113,10 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::firewall::OffenceKind;
+    use crate::{
+        desired::{Route, Target},
+        firewall::OffenceKind,
+    };
 
     const POLICY: AutoBan = AutoBan { after: 2, within: Duration::from_secs(10), ttl: Duration::from_secs(60) };
 
@@ -129,15 +145,25 @@ mod tests {
         assert_eq!(bans.drain(3, |_| false), []);
     }
 
-    #[test]
-    fn backends_are_exempt() {
+    #[tokio::test]
+    async fn backends_are_exempt() {
         let (mut bans, offences) = Bans::new(Some(POLICY));
-        let backend = ip("2001:db8::80");
+        let target = |backend: &str| Target::passthrough(backend.parse().unwrap());
+        let route = Route { hostname: "a.example".parse().unwrap(), target: target("[2001:db8::80]:443") };
+        let listeners = [
+            Listener { routes: vec![route], ..Listener::new(":443".parse().unwrap()) },
+            Listener { default: Some(target("localhost:80")), ..Listener::new(":80".parse().unwrap()) },
+        ];
+        let resolver = Resolver::default();
+        let exempt = |net: &IpNet| has_backend(&listeners, &resolver, net);
+        let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse::<IpNet>().unwrap());
+        assert_eq!(loopback.map(|net| exempt(&net)), [false, false]);
+        resolver.lookup("localhost").await.unwrap();
+        assert!(loopback.iter().any(exempt));
         for source in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "2001:db8:0:1::1"] {
             offences.report(ip(source), OffenceKind::Policy);
         }
-        let banned: Vec<_> =
-            bans.drain(1, |net| net.contains(&backend)).iter().map(|ban| ban.net.to_string()).collect();
+        let banned: Vec<_> = bans.drain(1, exempt).iter().map(|ban| ban.net.to_string()).collect();
         assert_eq!(banned, ["2001:db8:0:1::/64"]);
     }
 

@@ -9,7 +9,7 @@ mod bans;
 mod tests;
 mod thread;
 
-pub use bans::{Bans, log_ban};
+pub use bans::{Bans, has_backend, log_ban};
 pub use thread::{Owned, start};
 
 use std::time::{Duration, SystemTime};
