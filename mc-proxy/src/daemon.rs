@@ -32,7 +32,7 @@ use crate::{
         listener::{self, Bound},
         resolve::Resolver,
     },
-    store::{self, Difference, Store, StoreError},
+    store::{Difference, Store, StoreError},
     telemetry::{describe, log},
     worker::{Shutdown, Worker},
     xdp,
@@ -211,12 +211,20 @@ struct Opened {
 fn open_store(config: &Config) -> Result<Opened, Failure> {
     let store = Store::open(&config.database).map_err(store_failure)?;
     let is_empty = store.is_empty().map_err(store_failure)?;
-    let desired = if is_empty { config.seed.clone() } else { store.load().map_err(store_failure)? };
+    let desired = if is_empty { config.seed.clone() } else { load(&store).map_err(store_failure)? };
     if desired.listeners.is_empty() {
         return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
     }
-    report_differences(&store::diff(&config.seed, &desired));
+    if !is_empty {
+        report_differences(&store.diff(&config.seed).map_err(store_failure)?);
+    }
     Ok(Opened { store, desired, is_empty })
+}
+
+fn load(store: &Store) -> Result<Desired, StoreError> {
+    let mut desired = Desired { listeners: store.listeners()?, rules: Vec::new() };
+    store.for_each_rule(&mut |rule| desired.rules.push(rule))?;
+    Ok(desired)
 }
 
 fn store_failure(error: StoreError) -> Failure {
@@ -227,7 +235,8 @@ fn store_failure(error: StoreError) -> Failure {
 fn report_differences(differences: &[Difference]) {
     let (added, lost): (Vec<_>, Vec<_>) = differences.iter().partition(|difference| difference.is_only_in_database);
     if !added.is_empty() {
-        tracing::info!(entries = added.len(), "the database has more than the file");
+        let entries = added.iter().map(|difference| difference.entries).sum::<u64>();
+        tracing::info!(entries, "the database has more than the file");
     }
     for difference in lost.iter().take(MAX_DIFFERENCES) {
         tracing::warn!(difference = difference.text, "the file differs from the database, which wins");

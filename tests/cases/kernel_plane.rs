@@ -52,11 +52,11 @@ fn open(config: &config::Xdp, rules: &RuleSet) -> Result<Box<dyn Dataplane>, Pla
 }
 
 fn block(text: &str) -> Rule {
-    Rule::new(Action::Block, text.parse().unwrap()).unwrap()
+    Rule::permanent(Action::Block, text.parse().unwrap()).unwrap()
 }
 
 fn allow(text: &str) -> Rule {
-    Rule::new(Action::Allow, text.parse().unwrap()).unwrap()
+    Rule::permanent(Action::Allow, text.parse().unwrap()).unwrap()
 }
 
 fn rules(rules: &[Rule]) -> RuleSet {

@@ -109,21 +109,21 @@ pub(super) fn rule(given: Option<v1::FirewallRule>) -> Result<Rule, Status> {
             return Err(invalid("rule.action", "is neither FIREWALL_ACTION_BLOCK nor FIREWALL_ACTION_ALLOW"));
         }
     };
-    Rule::new(action, subject).map_err(|error| invalid("rule.action", error))
+    Rule::permanent(action, subject).map_err(|error| invalid("rule.action", error))
 }
 
 /// The message with the canonical text of the rule.
 pub(crate) fn rule_to_proto(rule: &Rule) -> v1::FirewallRule {
-    let kind = match (rule.subject, rule.subject.as_ip()) {
+    let kind = match (rule.key.subject, rule.key.subject.as_ip()) {
         (Subject::Country(_), _) => v1::FirewallRuleType::Country,
         (Subject::Net(_), Some(_)) => v1::FirewallRuleType::Ip,
         (Subject::Net(_), None) => v1::FirewallRuleType::Cidr,
     };
-    let action = match rule.action {
-        Action::Block => v1::FirewallAction::Block,
+    let action = match rule.key.action {
+        Action::Block | Action::Count => v1::FirewallAction::Block,
         Action::Allow => v1::FirewallAction::Allow,
     };
-    v1::FirewallRule { r#type: kind.into(), value: rule.subject.to_string(), action: action.into() }
+    v1::FirewallRule { r#type: kind.into(), value: rule.key.subject.to_string(), action: action.into() }
 }
 
 pub(super) fn policy_to_proto(policy: L7Policy) -> v1::L7Policy {
@@ -397,7 +397,7 @@ mod tests {
             let net = ipnet::IpNet::new(addr, if addr.is_ipv4() { length % 33 } else { length }).unwrap().trunc();
             let net: Subject = net.to_string().parse().unwrap();
             let country: Subject = letters.parse().unwrap();
-            for given in [Rule::new(action, net).unwrap(), Rule::new(Action::Block, country).unwrap()] {
+            for given in [Rule::permanent(action, net).unwrap(), Rule::permanent(Action::Block, country).unwrap()] {
                 prop_assert_eq!(rule(Some(rule_to_proto(&given))).unwrap(), given);
             }
         }

@@ -18,10 +18,7 @@ use super::{
     AdminSocket, convert,
     incoming::{Caller, GRACE, Incoming, LIFETIME},
 };
-use crate::{
-    control::Control,
-    firewall::{Action, Rule},
-};
+use crate::control::Control;
 
 /// A route with a policy or two is a kilobyte.
 const REQUEST_MAX: usize = 256 * 1024;
@@ -194,7 +191,7 @@ impl ProxyAdminService for Admin {
         let by = By::of(&request);
         let rule = convert::rule(request.into_inner().rule)?;
         self.control.add_rule(rule).await.map_err(convert::control_error)?;
-        tracing::info!(action = action(&rule), subject = %rule.subject, uid = by.uid, pid = by.pid, "firewall rule added");
+        tracing::info!(action = %rule.key.action, subject = %rule.key.subject, uid = by.uid, pid = by.pid, "firewall rule added");
         Ok(Response::new(v1::AddFirewallRuleResponse {}))
     }
 
@@ -205,7 +202,7 @@ impl ProxyAdminService for Admin {
         let by = By::of(&request);
         let rule = convert::rule(request.into_inner().rule)?;
         self.control.remove_rule(rule).await.map_err(convert::control_error)?;
-        tracing::info!(action = action(&rule), subject = %rule.subject, uid = by.uid, pid = by.pid, "firewall rule removed");
+        tracing::info!(action = %rule.key.action, subject = %rule.key.subject, uid = by.uid, pid = by.pid, "firewall rule removed");
         Ok(Response::new(v1::RemoveFirewallRuleResponse {}))
     }
 
@@ -225,13 +222,6 @@ impl ProxyAdminService for Admin {
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
         let status = self.control.status().await.map_err(convert::control_error)?;
         Ok(Response::new(convert::status_to_proto(status)))
-    }
-}
-
-fn action(rule: &Rule) -> &'static str {
-    match rule.action {
-        Action::Block => "block",
-        Action::Allow => "allow",
     }
 }
 

@@ -300,7 +300,7 @@ impl Lower<'_, '_> {
         for (list, key, action, parse) in lists {
             for given in list.map(|list| list.value).unwrap_or_default() {
                 let Some(subject) = self.subject(&given, key, parse) else { continue };
-                match Rule::new(action, subject) {
+                match Rule::permanent(action, subject) {
                     Ok(rule) if seen.insert(rule) => rules.push(rule),
                     Ok(_) => self.report.warn(&given.at, format!("{key}: \"{subject}\" is listed twice; remove one")),
                     Err(error) => self.report.error(&given.at, format!("{key}: {error}")),

@@ -117,7 +117,8 @@ fn a_whole_configuration() {
         [("app.example.com".to_owned(), 1, true), ("*.example.com".to_owned(), 2, false)]
     );
     assert_eq!((tcp.protocol, tcp.default.is_some()), (Protocol::Tcp, true));
-    let rules = config.seed.rules.iter().map(|rule| (rule.action, rule.subject.to_string())).collect::<Vec<_>>();
+    let rules =
+        config.seed.rules.iter().map(|rule| (rule.key.action, rule.key.subject.to_string())).collect::<Vec<_>>();
     assert_eq!(
         rules,
         [
@@ -388,7 +389,7 @@ fn the_environment_wins() {
     assert!(config.xdp.required);
     assert_eq!(config.grpc, None);
     assert_eq!(config.log.format, LogFormat::Json);
-    let subjects = config.seed.rules.iter().map(|rule| rule.subject).collect::<Vec<_>>();
+    let subjects = config.seed.rules.iter().map(|rule| rule.key.subject).collect::<Vec<_>>();
     assert_eq!(subjects, [Subject::ip("192.0.2.1").unwrap(), Subject::ip("192.0.2.2").unwrap()]);
 }
 

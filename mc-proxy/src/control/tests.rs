@@ -16,7 +16,7 @@ use crate::{
     config::{Proxy, Refuse, Splice},
     conn::{Counters, Edge, Listening, Offences},
     desired::{Desired, L7PolicyKind, Listener},
-    firewall::{Action, Firewall, RuleSet},
+    firewall::{Firewall, RuleSet},
     net::resolve::Resolver,
     store::Store,
     xdp::{Change, Dataplane, PlaneError, Repairs},
@@ -114,7 +114,7 @@ impl Bench {
 }
 
 fn block(text: &str) -> Rule {
-    Rule { action: Action::Block, subject: text.parse().unwrap() }
+    Rule::block(text.parse().unwrap())
 }
 
 fn route(hostname: &str, backend: &str) -> Route {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     admin::rule_to_proto,
-    firewall::{Action, Rule, Subject},
+    firewall::{Action, Rule, RuleKey, Subject},
 };
 
 #[derive(Debug, Subcommand)]
@@ -64,7 +64,13 @@ impl Subjects {
     /// Whether a country may be allowed is for the daemon to say.
     fn rules(&self) -> Vec<v1::FirewallRule> {
         let action = if self.allow { Action::Allow } else { Action::Block };
-        self.subjects.iter().map(|subject| rule_to_proto(&Rule { action, subject: *subject })).collect()
+        self.subjects
+            .iter()
+            .map(|subject| {
+                let block = Rule::block(*subject);
+                rule_to_proto(&Rule { key: RuleKey { action, ..block.key }, ..block })
+            })
+            .collect()
     }
 }
 

@@ -72,7 +72,7 @@ impl Lookup for UserRules<'_> {
     }
 
     fn blocked_address(&self, source: IpAddr) -> Option<RuleValue> {
-        let rule = Rule { action: Action::Block, subject: Subject::Net(source.into()) };
+        let rule = Rule::block(Subject::Net(source.into()));
         self.0.contains(&rule).then_some(RuleValue::PERMANENT)
     }
 
@@ -98,7 +98,7 @@ mod tests {
     use crate::net::addr::PeerAddr;
 
     fn rule(action: Action, subject: &str) -> Rule {
-        Rule { action, subject: subject.parse().unwrap() }
+        Rule::permanent(action, subject.parse().unwrap()).unwrap()
     }
 
     #[test]

@@ -13,5 +13,8 @@ pub use geoip::{GeoIp, GeoIpError};
 pub use guard::{Firewall, Judgement};
 pub use offence::{AutoBan, Ban, OffenceKind, Offenders};
 pub use rate::RateLimiter;
-pub use rule::{Action, CountryCode, Rule, RuleError, Subject};
+pub use rule::{
+    Action, COMMENT_MAX_BYTES, CountryCode, Expiry, Group, Rule, RuleError, RuleKey, RuleScope, Subject, Tier,
+    check_comment,
+};
 pub use set::RuleSet;

@@ -40,7 +40,7 @@ fn every_rule_acknowledged_before_sigkill_is_there_after() {
         known.extend(acknowledged);
 
         let stored = Store::open(&path).unwrap().load().unwrap().rules;
-        let stored = stored.iter().map(|rule| rule.subject.to_string()).collect::<Vec<_>>();
+        let stored = stored.iter().map(|rule| rule.key.subject.to_string()).collect::<Vec<_>>();
         let lost = known.iter().filter(|rule| !stored.contains(rule)).collect::<Vec<_>>();
         assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
     }
@@ -54,7 +54,7 @@ fn writer_for_sigkill() {
     let first = u32::try_from(store.load().unwrap().rules.len()).unwrap();
     for n in first.. {
         let subject = std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
-        assert!(store.insert_rule(&block(&subject)).unwrap());
+        store.put(&block(&subject)).unwrap();
         println!("stored {subject}");
     }
 }

@@ -48,7 +48,7 @@ fn fill(dir: &Path) -> PathBuf {
 fn add_until_error(store: &mut Store, from: u32) -> (u32, StoreError) {
     for n in from..from + 100_000 {
         let subject = std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
-        if let Err(e) = store.insert_rule(&block(&subject)) {
+        if let Err(e) = store.put(&block(&subject)) {
             return (n, e);
         }
     }
@@ -124,11 +124,11 @@ fn a_database_that_turns_read_only_fails_writes_and_nothing_else() {
     let (_dir, path) = place();
     let mut store = seeded(&path, &one_listener(Vec::new()));
     store.conn.pragma_update(None, "query_only", true).unwrap();
-    let error = store.insert_rule(&block("192.0.2.1")).unwrap_err();
+    let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
     assert_eq!(store.load().unwrap(), one_listener(Vec::new()));
     store.conn.pragma_update(None, "query_only", false).unwrap();
-    assert!(store.insert_rule(&block("192.0.2.1")).unwrap());
+    store.put(&block("192.0.2.1")).unwrap();
 }
 
 #[test]
@@ -138,10 +138,10 @@ fn a_lock_of_another_program_is_waited_for_and_named() {
     store.conn.busy_timeout(std::time::Duration::from_millis(50)).unwrap();
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let error = store.insert_rule(&block("192.0.2.1")).unwrap_err();
+    let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::Busy { .. }), "{error:?}");
     other.execute_batch("ROLLBACK").unwrap();
-    assert!(store.insert_rule(&block("192.0.2.1")).unwrap());
+    store.put(&block("192.0.2.1")).unwrap();
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn damage_is_refused_with_the_way_back() {
         let content = Desired { rules: rules(5_000), ..one_listener(vec![route("a.test", "a:1")]) };
         let mut store = seeded(&path, &content);
         let older = snapshot(&path, None).unwrap();
-        store.insert_rule(&block("192.0.2.1")).unwrap();
+        store.put(&block("192.0.2.1")).unwrap();
         let backup = snapshot(&path, None).unwrap();
         assert_ne!(older, backup);
         drop(store);
@@ -168,16 +168,16 @@ fn damage_is_refused_with_the_way_back() {
                 // An index that lacks a row of its table: every page is well formed.
                 conn.execute_batch(
                     "PRAGMA writable_schema = ON;
-                     UPDATE sqlite_schema SET sql = replace(sql, '(value, action)', '(value, action) WHERE id > 9')
-                     WHERE name = 'firewall_rules_subject';",
+                     UPDATE sqlite_schema SET sql = replace(sql, '(name)', '(name) WHERE id > 9')
+                     WHERE name = 'rule_groups_name';",
                 )
                 .unwrap();
                 drop(conn);
                 let conn = Connection::open(&path).unwrap();
-                conn.execute_batch("DELETE FROM firewall_rules WHERE id < 5; PRAGMA writable_schema = ON;").unwrap();
+                conn.execute_batch("INSERT INTO rule_groups VALUES (5, 'x'); PRAGMA writable_schema = ON;").unwrap();
                 conn.execute_batch(
                     "UPDATE sqlite_schema SET sql = replace(sql, ' WHERE id > 9', '')
-                     WHERE name = 'firewall_rules_subject';",
+                     WHERE name = 'rule_groups_name';",
                 )
                 .unwrap();
             }
@@ -207,7 +207,7 @@ fn damage_that_comes_with_a_wal_keeps_the_wal() {
     let (_dir, path) = place();
     let mut store = seeded(&path, &one_listener(Vec::new()));
     store.conn.pragma_update_and_check(None, "wal_checkpoint", "TRUNCATE", |_| Ok(())).unwrap();
-    store.insert_rule(&block("192.0.2.1")).unwrap();
+    store.put(&block("192.0.2.1")).unwrap();
     // As a crash leaves it: the change is in the WAL alone.
     let wal = restore::beside(&path, "-wal");
     let kept = (fs::read(&path).unwrap(), fs::read(&wal).unwrap());
@@ -250,10 +250,10 @@ fn a_file_that_was_replaced_underneath_takes_no_changes() {
     let mut store = seeded(&path, &one_listener(Vec::new()));
     let aside = dir.path().join("aside.db");
     fs::rename(&path, &aside).unwrap();
-    let error = store.insert_rule(&block("192.0.2.1")).unwrap_err();
+    let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::Moved { .. }), "{error:?}");
     fs::write(&path, "").unwrap();
-    assert!(matches!(store.insert_rule(&block("192.0.2.1")), Err(StoreError::Moved { .. })));
+    assert!(matches!(store.put(&block("192.0.2.1")), Err(StoreError::Moved { .. })));
     fs::rename(&aside, &path).unwrap();
-    assert!(store.insert_rule(&block("192.0.2.1")).unwrap());
+    store.put(&block("192.0.2.1")).unwrap();
 }
