@@ -8,11 +8,13 @@ use std::{
     fmt,
     hash::{BuildHasher, RandomState},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mc_proxy_common::rate::home;
+
+use super::{Action, Expiry, Group, Rule, RuleKey, RuleScope, Subject};
 
 /// 65,536 sources in 1.5 MiB.
 const SETS: usize = 8_192;
@@ -171,6 +173,15 @@ impl Offenders {
     }
 }
 
+impl Ban {
+    /// The rule that enforces it.
+    pub fn rule(&self, now: SystemTime) -> Rule {
+        let subject = Subject::Net(self.net);
+        let key = RuleKey { group: self.kind.group(), action: Action::Block, subject, scope: RuleScope::Default };
+        Rule { key, expires_at: Some(Expiry::after(now, self.ttl)) }
+    }
+}
+
 /// What would be lost with a place, the least first.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
@@ -229,7 +240,7 @@ impl OffenceKind {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Handshake, Self::ServerName, Self::Timeout, Self::Rate, Self::Policy];
 
-    /// As in logs and, behind `auto/`, as the group of the bans.
+    /// As in logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Handshake => "handshake",
@@ -237,6 +248,22 @@ impl OffenceKind {
             Self::Timeout => "timeout",
             Self::Rate => "rate",
             Self::Policy => "policy",
+        }
+    }
+
+    /// The group of the bans for it.
+    pub const fn group(self) -> Group {
+        const HANDSHAKE: Group = Group::literal("auto/handshake");
+        const SERVER_NAME: Group = Group::literal("auto/server_name");
+        const TIMEOUT: Group = Group::literal("auto/timeout");
+        const RATE: Group = Group::literal("auto/rate");
+        const POLICY: Group = Group::literal("auto/policy");
+        match self {
+            Self::Handshake => HANDSHAKE,
+            Self::ServerName => SERVER_NAME,
+            Self::Timeout => TIMEOUT,
+            Self::Rate => RATE,
+            Self::Policy => POLICY,
         }
     }
 }

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::firewall::Tier;
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000 * SECOND;
@@ -107,6 +108,19 @@ fn who_is_forgotten_begins_again() {
     assert_eq!([v4(1), v4(2)].map(|source| offenders.offend(source, KIND, START)), [None, None]);
     assert!(offenders.offend(v4(1), KIND, START).is_some());
     assert!(offenders.offend(v4(300), KIND, START + 6 * SECOND).is_some(), "still banned, and for longer");
+}
+
+#[test]
+fn a_ban_is_a_rule_of_the_daemons_own() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+    for (kind, net) in OffenceKind::ALL.into_iter().zip(["192.0.2.1", "2001:db8::/64"].into_iter().cycle()) {
+        let subject: Subject = net.parse().unwrap();
+        let mut offenders = offenders(policy(1, 10, 60));
+        let rule = offenders.offend(ip(net.trim_end_matches("/64")), kind, START).unwrap().rule(now);
+        assert_eq!(rule.key, RuleKey::new(kind.group(), Action::Block, subject, RuleScope::Default).unwrap());
+        assert_eq!(rule.key.group.as_str(), format!("auto/{kind}"));
+        assert_eq!((rule.tier(), rule.expires_at), (Tier::Ban, Some(Expiry::from_millis(1_060_000))));
+    }
 }
 
 #[test]
