@@ -150,7 +150,7 @@ impl Running {
             listeners: desired.listeners,
             listening: listening.clone(),
             edge: Arc::clone(&edge),
-            geoip_db: config.geoip_db.clone(),
+            geoip_db: config.firewall.geoip_db.clone(),
         })
         .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
 
@@ -247,7 +247,7 @@ fn report_differences(differences: &[Difference]) {
 }
 
 fn open_geoip(config: &Config, rules: &RuleSet) -> Result<Option<GeoIp>, Failure> {
-    match &config.geoip_db {
+    match &config.firewall.geoip_db {
         Some(path) => GeoIp::open(path)
             .map(Some)
             .map_err(|error| Failure::because(Exit::Config, format!("firewall.geoip_db {}", path.display()), &error)),

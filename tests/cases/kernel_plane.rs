@@ -41,6 +41,7 @@ fn config(lab: &Lab) -> config::Xdp {
         interfaces: vec![INTERFACE.to_owned()],
         mode: XdpMode::Auto,
         required: true,
+        require_native: false,
         scope: Scope::Host,
         on_exit: OnExit::Keep,
         pin_path: lab.pin_path(),

@@ -84,6 +84,30 @@ fn a_full_disk_fails_writes_and_nothing_else() {
 }
 
 #[test]
+fn a_change_of_many_rules_that_does_not_fit_is_not_made() {
+    mounting(|| {
+        let (dir, path) = place();
+        let _mounted = small_tmpfs(dir.path());
+        let mut store = seeded(&path, &Desired { rules: rules(100), ..one_listener(Vec::new()) });
+        let before = store.load().unwrap();
+        let many = rules(100_000);
+        let puts = || many.iter().map(|rule| Change::Put(*rule, Some("listed".to_owned())));
+        let pending = Pending { id: 1, deadline: std::time::SystemTime::UNIX_EPOCH };
+        for _ in 0..2 {
+            let error = store.apply(puts()).unwrap_err();
+            assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+            let error = store.apply_with_pending(puts().take(10), pending, puts()).unwrap_err();
+            assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+            assert_eq!((store.load().unwrap(), store.pending().unwrap()), (before.clone(), None));
+        }
+        store.apply_with_pending(puts().take(200), pending, [Change::Remove(many[0].key)]).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!((store.load().unwrap().rules.len(), store.pending().unwrap()), (200, Some(pending)));
+    });
+}
+
+#[test]
 fn a_full_disk_at_start() {
     mounting(|| {
         let (dir, path) = place();
@@ -127,6 +151,14 @@ fn a_database_that_turns_read_only_fails_writes_and_nothing_else() {
     let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
     assert_eq!(store.load().unwrap(), one_listener(Vec::new()));
+    let pending = Pending { id: 1, deadline: std::time::SystemTime::UNIX_EPOCH };
+    for error in [
+        store.apply_with_pending([], pending, []).unwrap_err(),
+        store.revert_pending().unwrap_err(),
+        store.delete_expired(std::time::SystemTime::now()).unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
+    }
     store.conn.pragma_update(None, "query_only", false).unwrap();
     store.put(&block("192.0.2.1")).unwrap();
 }
