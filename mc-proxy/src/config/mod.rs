@@ -22,12 +22,15 @@ use std::{
 
 use toml::de::DeTable;
 
+use mc_proxy_common::rate;
+
 pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
 use self::{
     diagnostic::{At, Report},
     file::Reader,
 };
 use crate::desired::Desired;
+pub use crate::firewall::AutoBan;
 
 /// A list of a million addresses takes a third of this.
 const FILE_MAX_BYTES: u64 = 64 << 20;
@@ -139,15 +142,11 @@ pub struct RateLimit {
     pub prefix_v6: u8,
 }
 
-/// When a source is banned for what it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AutoBan {
-    /// Violations that make a ban; above 0.
-    pub after: u32,
-    /// The time in which they are counted; above 0, at most an hour.
-    pub within: Duration,
-    /// For how long; above 0.
-    pub ttl: Duration,
+impl From<RateLimit> for rate::RateLimit {
+    fn from(limit: RateLimit) -> Self {
+        let window = u64::try_from(limit.window.as_nanos()).unwrap_or(u64::MAX);
+        Self::new(limit.connections, window, limit.prefix_v4, limit.prefix_v6)
+    }
 }
 
 /// `[proxy]`: deadlines of the stages of a connection, all above zero but the last.

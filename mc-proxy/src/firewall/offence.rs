@@ -39,14 +39,14 @@ pub enum OffenceKind {
     Policy,
 }
 
-/// When a source is banned, and for how long.
+/// When a source is banned for what it does, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AutoBan {
-    /// Offences; 0 is 1.
+    /// Offences that make a ban; 0 is 1.
     pub after: u32,
-    /// The time in which there are so many.
+    /// The time in which they are counted; above 0, at most an hour.
     pub within: Duration,
-    /// From the last offence on.
+    /// From the last offence on; above 0.
     pub ttl: Duration,
 }
 
