@@ -20,9 +20,8 @@ use std::{
     time::Duration,
 };
 
-use toml::de::DeTable;
-
 use mc_proxy_common::rate;
+use toml::de::DeTable;
 
 pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
 use self::{
