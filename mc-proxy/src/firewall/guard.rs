@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use mc_proxy_common::{
     maps::RuleValue,
-    verdict::{Lookup, SourceVerdict, judge_source},
+    verdict_v1::{Lookup, SourceVerdict, judge_source},
 };
 
 use super::{Action, GeoIp, Rule, RuleSet, Subject};

@@ -8,8 +8,8 @@ mod rule;
 mod set;
 
 #[cfg(test)]
-pub(crate) use geoip::tests as geoip_fixture;
-pub use geoip::{GeoIp, GeoIpError};
+pub(crate) use geoip::fixture as geoip_fixture;
+pub use geoip::{FileWatch, GeoIp, GeoIpError, Stamp};
 pub use guard::{Firewall, Judgement};
 pub use offence::{AutoBan, Ban, OffenceKind, Offenders};
 pub use rate::RateLimiter;

@@ -67,7 +67,7 @@ impl RateLimiter {
 
     /// Spends one connection of `source` at `now`, in nanoseconds of the boot-time clock; `false` if it is one too many.
     pub fn admit(&self, source: IpAddr, now: u64) -> bool {
-        let key = self.limit.key(source);
+        let key = self.limit.key(source.into());
         let mask = self.lines.len().wrapping_sub(1);
         let Some(CacheLine(line)) = self.lines.get(home(key, self.seed) as usize & mask) else { return true };
         let mut limit = self.limit;
