@@ -29,6 +29,8 @@ pub(super) struct Record {
     is_finished: bool,
     /// By a rule, not only for want of one.
     pub(super) is_allowed: bool,
+    /// The number of the rule group that refused the client.
+    pub(super) group: Option<u32>,
     pub(super) client: ClientAddr,
     pub(super) server_name: Option<ServerName>,
     pub(super) backend: Option<BackendAddr>,
@@ -43,6 +45,7 @@ impl Record {
             started_at: Instant::now(),
             is_finished: false,
             is_allowed: false,
+            group: None,
             client,
             server_name: None,
             backend: None,
@@ -106,6 +109,7 @@ impl Record {
                     sni = self.server_name.as_ref().map(tracing::field::display),
                     backend = self.backend.as_ref().map(tracing::field::display),
                     reason = outcome.reason(),
+                    group = self.group.and_then(|group| self.edge.firewall.groups.name(group)).map(tracing::field::display),
                     client_bytes = client,
                     backend_bytes = backend,
                     duration_ms = self.started_at.elapsed().as_millis() as u64,

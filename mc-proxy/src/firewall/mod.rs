@@ -6,11 +6,14 @@ mod offence;
 mod rate;
 mod rule;
 mod set;
+mod tables;
 
 #[cfg(test)]
 pub(crate) use geoip::fixture as geoip_fixture;
 pub use geoip::{FileWatch, GeoIp, GeoIpError, Stamp};
-pub use guard::{Firewall, Judgement};
+#[cfg(test)]
+pub(crate) use guard::tests as guard_fixture;
+pub use guard::{Firewall, GroupCount, GroupCounters, Judgement};
 pub use offence::{AutoBan, Ban, OffenceKind, Offenders};
 pub use rate::RateLimiter;
 pub use rule::{
@@ -18,3 +21,4 @@ pub use rule::{
     check_comment,
 };
 pub use set::RuleSet;
+pub use tables::{Readers, Reading, Sizes, TableMemory, Words};
