@@ -9,7 +9,10 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Command, Control, ControlError, ListenerRoutes, ListenerStatus, Reply, Status};
+use super::{
+    Command, Control, ControlError, FirewallCommand, FirewallStatus, GeoIpStatus, ListenerRoutes, ListenerStatus,
+    Reply, Status,
+};
 use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Route},
@@ -59,7 +62,7 @@ pub fn start(owned: Owned) -> std::io::Result<(Control, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let thread = Thread { owned, started_at: SystemTime::now(), started: Instant::now(), trouble: String::new() };
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || thread.run(queue, &runtime))?;
-    Ok((Control { commands }, thread))
+    Ok((Control::new(commands), thread))
 }
 
 impl Thread {
@@ -115,6 +118,7 @@ impl Thread {
             }
             Command::Status(reply) => answer(reply, Ok(self.status())),
             Command::ReloadGeoIp(reply) => answer(reply, self.reload_geoip()),
+            Command::Firewall(command) => refuse(command),
             Command::Stop(reply) => answer(reply, Err(ControlError::Stopping)),
         }
     }
@@ -285,6 +289,14 @@ impl Thread {
                 })
                 .collect(),
             plane: plane.status(),
+            firewall: FirewallStatus {
+                geoip: edge.firewall.geoip.load().as_ref().map(|geoip| GeoIpStatus {
+                    database_type: geoip.database_type().to_owned(),
+                    built_at: geoip.built_at(),
+                }),
+                rules: edge.firewall.rules.load().len() as u64,
+                ..FirewallStatus::default()
+            },
             outcomes: edge.counters.outcomes(),
             client_bytes,
             backend_bytes,
@@ -322,6 +334,19 @@ impl Thread {
 
     fn stop(&mut self) -> Result<(), ControlError> {
         self.owned.plane.shutdown().map_err(|error| ControlError::Failed(describe(&error)))
+    }
+}
+
+fn refuse(command: FirewallCommand) {
+    let refused = || ControlError::Refused("firewall: this daemon does not manage groups of rules yet".to_owned());
+    match command {
+        FirewallCommand::PutRules(_, _, reply)
+        | FirewallCommand::RemoveRules(_, _, reply)
+        | FirewallCommand::ReplaceGroup(_, _, reply) => answer(reply, Err(refused())),
+        FirewallCommand::List(_, _, _, reply) => answer(reply, Err(refused())),
+        FirewallCommand::Groups(reply) => answer(reply, Err(refused())),
+        FirewallCommand::Explain(_, reply) => answer(reply, Err(refused())),
+        FirewallCommand::Confirm(_, reply) | FirewallCommand::Revert(_, reply) => answer(reply, Err(refused())),
     }
 }
 

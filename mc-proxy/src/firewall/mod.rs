@@ -2,6 +2,7 @@
 
 mod geoip;
 mod guard;
+pub mod list;
 mod offence;
 mod rate;
 mod rule;

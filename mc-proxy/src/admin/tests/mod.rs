@@ -1,9 +1,14 @@
 //! The API as clients meet it: a real socket, a real server, and a control thread that the test plays.
 
+mod desk;
+mod firewall;
+mod rules;
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
@@ -11,7 +16,7 @@ use mc_proxy_proto::v1::{self, proxy_admin_service_client::ProxyAdminServiceClie
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
-    sync::mpsc,
+    sync::{broadcast, mpsc},
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,11 +28,10 @@ use tonic::{
 use super::{AdminSocket, incoming, serve};
 use crate::{
     config::Grpc,
-    control::{Command, Control, ControlError, ListenerRoutes, ListenerStatus, Status},
-    desired::{Listener, Target},
-    firewall::Rule,
-    xdp::{InterfaceStatus, PlaneStatus, ReasonCount},
+    control::{ChangeOptions, Control, DropEvent},
 };
+use desk::Desk;
+pub(crate) use rules::PENDING;
 
 /// A served API; everything ends when the test's runtime does.
 pub(crate) struct Served {
@@ -35,13 +39,23 @@ pub(crate) struct Served {
     pub(crate) path: PathBuf,
     shutdown: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
+    /// What watchers are told.
+    pub(crate) drops: broadcast::Sender<DropEvent>,
+    asked: Arc<Mutex<Vec<ChangeOptions>>>,
 }
 
 impl Served {
     pub(crate) fn start() -> Self {
         let (control, commands) = Control::answered_by_test();
-        tokio::spawn(Desk::default().answer(commands));
-        Self::with(control)
+        let desk = Desk::default();
+        let asked = Arc::clone(&desk.rules.asked);
+        tokio::spawn(desk.answer(commands));
+        Self { asked, ..Self::with(control) }
+    }
+
+    /// The options of the last change of rules.
+    pub(crate) fn last_options(&self) -> ChangeOptions {
+        self.asked.lock().unwrap().last().cloned().unwrap()
     }
 
     fn with(control: Control) -> Self {
@@ -49,8 +63,9 @@ impl Served {
         let path = dir.path().join("admin.sock");
         let socket = AdminSocket::bind(&Grpc { path: path.clone(), mode: 0o600, group: None }).unwrap();
         let shutdown = CancellationToken::new();
+        let drops = control.drops().clone();
         let server = tokio::spawn(serve(socket, control, shutdown.clone(), shutdown.clone()));
-        Self { _dir: dir, path, shutdown, server }
+        Self { _dir: dir, path, shutdown, server, drops, asked: Arc::default() }
     }
 
     async fn stop(self) -> std::io::Result<()> {
@@ -76,136 +91,12 @@ async fn channel(path: &Path) -> Channel {
     Endpoint::from_static("http://localhost").connect_with_connector(connector).await.unwrap()
 }
 
-/// What the control thread does, in memory: listener `:443` exists.
-struct Desk {
-    listener: Listener,
-    rules: BTreeSet<Rule>,
-}
-
-impl Default for Desk {
-    fn default() -> Self {
-        let mut listener = Listener::new(":443".parse().unwrap());
-        listener.default = Some(Target::passthrough("unix:/run/default.sock".parse().unwrap()));
-        Self { listener, rules: BTreeSet::new() }
-    }
-}
-
-impl Desk {
-    async fn answer(mut self, mut commands: mpsc::Receiver<Command>) {
-        while let Some(command) = commands.recv().await {
-            self.one(command);
-        }
-    }
-
-    fn one(&mut self, command: Command) {
-        let unknown = |what: &dyn std::fmt::Display| ControlError::NotFound(format!("there is no {what}"));
-        let known = |name: &str| {
-            if name == ":443" { Ok(()) } else { Err(unknown(&format_args!("listener \"{name}\""))) }
-        };
-        let routes = &mut self.listener.routes;
-        // A caller that has gone does not wait for its answer.
-        match command {
-            Command::Routes(name, reply) => {
-                let answer = ListenerRoutes { routes: routes.clone(), default: self.listener.default.clone() };
-                let _ = reply.send(known(&name).map(|()| answer));
-            }
-            Command::AddRoute(name, route, reply) => {
-                let added = known(&name).map(|()| match routes.iter_mut().find(|r| r.hostname == route.hostname) {
-                    Some(old) => *old = route,
-                    None => routes.push(route),
-                });
-                let _ = reply.send(added);
-            }
-            Command::RemoveRoute(name, hostname, reply) => {
-                let before = routes.len();
-                let _ = reply.send(known(&name).and_then(|()| {
-                    routes.retain(|r| r.hostname != hostname);
-                    if routes.len() < before { Ok(()) } else { Err(unknown(&format_args!("route \"{hostname}\""))) }
-                }));
-            }
-            Command::Policies(name, hostname, reply) => {
-                let route = routes.iter().find(|r| r.hostname == hostname);
-                let policies = route.map(|r| r.target.l7_policies.clone()).ok_or_else(|| unknown(&"route"));
-                let _ = reply.send(known(&name).and(policies));
-            }
-            Command::AddPolicy(_, hostname, policy, reply) => {
-                let route = routes.iter_mut().find(|r| r.hostname == hostname).ok_or_else(|| unknown(&"route"));
-                let _ = reply.send(route.map(|r| r.target.l7_policies.push(policy)));
-            }
-            Command::RemovePolicy(_, hostname, policy, reply) => {
-                let route = routes.iter_mut().find(|r| r.hostname == hostname).ok_or_else(|| unknown(&"route"));
-                let _ = reply.send(route.map(|r| r.target.l7_policies.retain(|p| *p != policy)));
-            }
-            Command::Rules(reply) => {
-                let _ = reply.send(Ok(self.rules.iter().copied().collect()));
-            }
-            Command::AddRule(rule, reply) => {
-                self.rules.insert(rule);
-                let _ = reply.send(Ok(()));
-            }
-            Command::RemoveRule(rule, reply) => {
-                let removed = self.rules.remove(&rule).then_some(()).ok_or_else(|| unknown(&"such rule"));
-                let _ = reply.send(removed);
-            }
-            Command::SetMaxConnections(name, max, reply) => {
-                self.listener.max_connections = max;
-                let refused = || Err(ControlError::Refused("the listener is going away".to_owned()));
-                let _ = reply.send(known(&name).and_then(|()| if max == 99 { refused() } else { Ok(()) }));
-            }
-            // Not part of the API.
-            Command::ReloadGeoIp(reply) => {
-                let _ = reply.send(Err(ControlError::Stopping));
-            }
-            Command::Stop(reply) => {
-                let _ = reply.send(Err(ControlError::Stopping));
-            }
-            Command::Status(reply) => {
-                let _ = reply.send(Ok(self.status()));
-            }
-        }
-    }
-
-    fn status(&self) -> Status {
-        Status {
-            started_at: SystemTime::UNIX_EPOCH,
-            uptime: Duration::from_secs(16_330),
-            listeners: vec![ListenerStatus {
-                addr: ":443".to_owned(),
-                routes: self.listener.routes.len(),
-                active: 12,
-                max_connections: self.listener.max_connections,
-                accepted: 40,
-            }],
-            plane: PlaneStatus {
-                is_active: true,
-                detail: String::new(),
-                interfaces: vec![InterfaceStatus {
-                    name: "eth0".to_owned(),
-                    mode: "native",
-                    program_id: 57,
-                    error: String::new(),
-                    is_adopted: false,
-                }],
-                rules: 3,
-                counters: vec![ReasonCount { reason: "blocked_ip", is_drop: true, packets: 8, bytes: 480 }],
-            },
-            outcomes: vec![("closed", 28)],
-            client_bytes: 1,
-            backend_bytes: 2,
-        }
-    }
-}
-
 fn add_route(listener: &str, route: v1::Route) -> v1::AddRouteRequest {
     v1::AddRouteRequest { listener_addr: listener.into(), route: Some(route) }
 }
 
 fn route(hostname: &str, backend: &str) -> v1::Route {
     v1::Route { hostname: hostname.into(), backend: backend.into(), ..v1::Route::default() }
-}
-
-fn rule(kind: v1::FirewallRuleType, value: &str) -> Option<v1::FirewallRule> {
-    Some(v1::FirewallRule { r#type: kind.into(), value: value.into(), action: 0 })
 }
 
 #[tokio::test]
@@ -273,40 +164,6 @@ async fn policies() {
 }
 
 #[tokio::test]
-async fn firewall_rules() {
-    use v1::FirewallRuleType::{Cidr, Country, Ip};
-    let served = Served::start();
-    let mut client = served.client().await;
-    let add = |rule| v1::AddFirewallRuleRequest { rule };
-    for (kind, value) in [(Ip, "203.0.113.50"), (Cidr, "198.51.100.0/24"), (Country, "ru"), (Ip, "::ffff:203.0.113.50")]
-    {
-        client.add_firewall_rule(add(rule(kind, value))).await.unwrap();
-    }
-    let allow = v1::FirewallRule { action: v1::FirewallAction::Allow.into(), ..rule(Ip, "203.0.113.51").unwrap() };
-    client.add_firewall_rule(add(Some(allow))).await.unwrap();
-
-    let rules = client.get_firewall_rules(v1::GetFirewallRulesRequest {}).await.unwrap().into_inner().rules;
-    let texts = rules.iter().map(|r| (r.r#type().as_str_name(), r.value.as_str(), r.action().as_str_name()));
-    let (block, allow) = ("FIREWALL_ACTION_BLOCK", "FIREWALL_ACTION_ALLOW");
-    assert_eq!(
-        texts.collect::<BTreeSet<_>>(),
-        BTreeSet::from([
-            ("FIREWALL_RULE_TYPE_CIDR", "198.51.100.0/24", block),
-            ("FIREWALL_RULE_TYPE_IP", "203.0.113.50", block),
-            ("FIREWALL_RULE_TYPE_COUNTRY", "RU", block),
-            ("FIREWALL_RULE_TYPE_IP", "203.0.113.51", allow),
-        ])
-    );
-
-    let remove = || v1::RemoveFirewallRuleRequest { rule: rule(Ip, "203.0.113.50") };
-    client.remove_firewall_rule(remove()).await.unwrap();
-    assert_eq!(client.remove_firewall_rule(remove()).await.unwrap_err().code(), Code::NotFound);
-    let bad = client.add_firewall_rule(add(rule(Cidr, "198.51.100.7/24"))).await.unwrap_err();
-    assert_eq!(bad.code(), Code::InvalidArgument);
-    assert!(bad.message().starts_with("rule.value: ") && bad.message().contains("\"198.51.100.0/24\""), "{bad}");
-}
-
-#[tokio::test]
 async fn limits_and_status() {
     let served = Served::start();
     let mut client = served.client().await;
@@ -318,7 +175,10 @@ async fn limits_and_status() {
     let status = client.get_status(v1::GetStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.version.as_str(), status.total_connections), (env!("CARGO_PKG_VERSION"), 12));
     assert_eq!(status.listeners[0].max_connections, 1000);
-    assert_eq!(status.kernel.unwrap().dropped_packets, 8);
+    let kernel = status.kernel.unwrap();
+    assert_eq!((kernel.dropped_packets, kernel.map_memory_bytes, kernel.generation), (8, 4096, 2));
+    assert_eq!((kernel.interfaces[0].driver.as_str(), kernel.interfaces[0].mtu), ("veth", 1500));
+    assert_eq!(status.firewall.unwrap().geoip.unwrap().database_type, "DBIP-Country-Lite");
 
     let code = |result: Result<_, tonic::Status>| result.unwrap_err().code();
     assert_eq!(code(client.set_listener_max_connections(set(":444", 1)).await), Code::NotFound);
