@@ -34,6 +34,9 @@ pub use word::{CHAIN_BITS, CHAIN_MAX, NODE_WORDS, TREE_WORDS, Word, half, with_h
 
 use crate::maps::canonical;
 
+/// Clauses of a decision list at most: how far a look-up follows it.
+pub const CHAIN_CLAUSES_MAX: u32 = 8;
+
 /// The tables of one generation.
 pub trait Tables {
     /// A pair of the IPv4 root's words; `index` below [`TREE_WORDS`].
