@@ -35,6 +35,9 @@ use crate::{atomic::load, source::Source};
 /// Clauses of a chain that are looked at.
 pub const CHAIN_CLAUSES_MAX: u32 = 8;
 
+/// Clauses of a decision list at most: how far a look-up follows it.
+pub const CHAIN_CLAUSES_MAX: u32 = 8;
+
 /// The tables of one generation.
 pub trait Tables {
     /// A pair of the IPv4 root's words; `index` below [`TREE_WORDS`].

@@ -1,14 +1,21 @@
 //! The firewall: rules, and what they say of an address.
 
+mod book;
+mod compile;
+mod engine;
 mod geoip;
 mod guard;
 pub mod list;
 mod offence;
+mod prefix;
 mod rate;
 mod rule;
 mod set;
 mod tables;
 
+pub use book::{Applied, BookError, Covering, GROUPS_MAX, GroupIds, GroupSize, Replacement, RuleBook, RuleChange};
+pub use compile::Usage;
+pub use engine::{Engine, EngineConfig, EngineError, EngineStats, Generations, Moment};
 #[cfg(test)]
 pub(crate) use geoip::fixture as geoip_fixture;
 pub use geoip::{FileWatch, GeoIp, GeoIpError, Stamp};
