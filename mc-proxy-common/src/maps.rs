@@ -19,6 +19,92 @@ pub const PORT_WORDS: u32 = 65_536 / 64;
 /// Counters, some of them spare so that a new [`Reason`](crate::reason::Reason) does not change the map's shape.
 pub const COUNTERS_MAX: u32 = 32;
 
+/// Rule groups that are counted.
+pub const GROUPS_MAX: u32 = 1024;
+/// Words of the set of ports, two bits a port.
+pub const PORT_FLAG_WORDS: u32 = 65_536 / 32;
+/// Lines of the table of rate-limited sources, four sources a line.
+pub const RATE_LINES: u32 = 65_536;
+/// Bytes of the ring buffer of drop events.
+pub const EVENT_BYTES: u32 = 256 * 1024;
+/// Words of `CONTROL`: see [`Control`].
+pub const CONTROL_WORDS: u32 = 3;
+
+/// What the program is told while it runs: indices of `CONTROL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Control {
+    /// A number; when it changes each CPU's budgets are new.
+    Epoch = 0,
+    /// Events of dropped packets per CPU and epoch.
+    DropBudget = 1,
+    /// Events of rate violations per CPU and epoch.
+    RateBudget = 2,
+}
+
+/// What is known of a TCP port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortFlags(u64);
+
+impl PortFlags {
+    /// No listener.
+    pub const NONE: Self = Self(0);
+    /// A listener, whose new connections are not limited in the kernel.
+    pub const LISTENER: Self = Self(1);
+    /// A listener whose new connections are limited by source.
+    pub const LIMITED: Self = Self(3);
+
+    /// The flags of a port in the word with index `port / 32`.
+    #[inline(always)]
+    pub const fn in_word(word: u64, port: u16) -> Self {
+        Self(word >> (port % 32 * 2) & 3)
+    }
+
+    /// The word with the flags of `port` set.
+    pub const fn set_in(self, word: u64, port: u16) -> u64 {
+        let shift = port % 32 * 2;
+        word & !(3 << shift) | self.0 << shift
+    }
+
+    /// Whether a listener is bound to the port.
+    #[inline(always)]
+    pub const fn is_listener(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Whether new connections are limited by source.
+    #[inline(always)]
+    pub const fn is_limited(self) -> bool {
+        self.0 & 2 != 0
+    }
+}
+
+/// Packets and bytes of one rule group on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct GroupCounter {
+    /// Packets dropped.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that rules which only count would have dropped.
+    pub would_packets: u64,
+    /// Their bytes.
+    pub would_bytes: u64,
+}
+
+/// Events that a CPU may still send in an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Budget {
+    /// The epoch that the rest is for.
+    pub epoch: u64,
+    /// Of dropped packets.
+    pub drops: u64,
+    /// Of rate violations.
+    pub rate: u64,
+}
+
 /// Key of the maps of blocked IPv4 addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(C)]

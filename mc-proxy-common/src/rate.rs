@@ -4,12 +4,13 @@
 //! (TAT). One in the past says no more than that the source may do everything, so such a place is free. The same code
 //! limits in the kernel and in user space.
 
-use core::{
-    net::IpAddr,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use core::sync::atomic::AtomicU64;
 
-use crate::{maps::canonical, table::Line};
+use crate::{
+    atomic::{load, store},
+    source::Source,
+    table::Line,
+};
 
 /// How many connections in which time, and what a source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +43,13 @@ impl RateLimit {
         if next - now <= self.window { Some(next) } else { None }
     }
 
-    /// What stands for a source; never 0.
+    /// What stands for a source. 0, as `::1` is, finds an empty place, which is as good.
     #[inline(always)]
-    pub fn key(&self, source: IpAddr) -> u64 {
-        match canonical(source) {
+    pub const fn key(&self, source: Source) -> u64 {
+        match source.as_v4() {
             // ff00::/8 is multicast, which is never a source.
-            IpAddr::V4(addr) => 0xff00_0000_0000_0000 | u64::from(addr.to_bits() & mask32(self.prefix_v4)),
-            IpAddr::V6(addr) => ((addr.to_bits() >> 64) as u64 & mask64(self.prefix_v6)) | 1,
+            Some(addr) => 0xff00_0000_0000_0000 | (addr & mask32(self.prefix_v4)) as u64,
+            None => source.high & mask64(self.prefix_v6),
         }
     }
 }
@@ -72,13 +73,13 @@ pub enum Admission {
 pub fn spend(limit: &RateLimit, line: &Line, key: u64, now: u64) -> Admission {
     let [k0, t0, k1, t1, k2, t2, k3, t3] = line;
     let mut victim = (k0, t0);
-    let mut victim_tat = t0.load(Relaxed);
+    let mut victim_tat = load(t0);
     for (place, tat) in [(k0, t0), (k1, t1), (k2, t2), (k3, t3)] {
-        let seen = tat.load(Relaxed);
-        if place.load(Relaxed) == key {
+        let seen = load(tat);
+        if load(place) == key {
             return match limit.admit(seen, now) {
                 Some(next) => {
-                    tat.store(next, Relaxed);
+                    store(tat, next);
                     Admission::Admitted
                 }
                 None => Admission::Limited,
@@ -89,9 +90,9 @@ pub fn spend(limit: &RateLimit, line: &Line, key: u64, now: u64) -> Admission {
         }
     }
     let (place, tat): (&AtomicU64, &AtomicU64) = victim;
-    place.store(key, Relaxed);
+    store(place, key);
     // A limit of at least one connection in the window always admits the first.
-    tat.store(now.saturating_add(limit.interval), Relaxed);
+    store(tat, now.saturating_add(limit.interval));
     if victim_tat > now { Admission::Crowded } else { Admission::Admitted }
 }
 
@@ -154,13 +155,12 @@ mod tests {
     #[test]
     fn a_source_is_a_prefix() {
         let limit = RateLimit::new(1, SECOND, 32, 64);
-        let key = |text: &str| limit.key(text.parse().unwrap());
+        let key = |text: &str| limit.key(Source::from(text.parse::<core::net::IpAddr>().unwrap()));
         assert_eq!(key("2001:db8::1"), key("2001:db8::ffff:1"));
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:2::1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
         assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
         let wide = RateLimit::new(1, SECOND, 24, 48);
-        assert_eq!(wide.key("192.0.2.1".parse().unwrap()), wide.key("192.0.2.200".parse().unwrap()));
-        assert_ne!(RateLimit { prefix_v6: 0, ..limit }.key("::1".parse().unwrap()), 0);
+        assert_eq!(wide.key(Source::v4(0xc000_0201)), wide.key(Source::v4(0xc000_02c8)));
     }
 }

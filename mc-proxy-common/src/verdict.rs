@@ -1,113 +1,221 @@
 //! What happens to a packet, and why.
 //!
-//! Any allow rule beats any block rule; an exact address is looked up before prefixes. A rule that has expired is a
-//! rule that is not there, except that of nested prefixes in one map the kernel finds only the longest.
-
-use core::net::IpAddr;
+//! A source has one decision list ([`crate::table`]), in the order of precedence: allow, block, ban, country. The first
+//! clause that holds for the packet decides; one that has expired, or that is about other packets, is not there. A
+//! source that no clause decides about is subject to the rate limit.
 
 use crate::{
-    maps::{self, RuleValue, Scope},
+    maps::{PortFlags, Scope},
     packet::{Cursor, Packet, Transport, Unjudged},
     reason::Reason,
+    source::Source,
+    table::{self, CHAIN_CLAUSES_MAX, ClauseAction, ClauseScope, Packed, Tables},
 };
 
-/// Where rules are found. Addresses are canonical: never IPv4-mapped IPv6.
-pub trait Lookup {
-    /// The longest allowed prefix that covers `source`.
-    fn allowed(&self, source: IpAddr) -> Option<RuleValue>;
+/// What a verdict needs beside the tables.
+pub trait Host: Tables {
+    /// Which packets clauses of the default scope are about.
+    fn scope(&self) -> Scope;
 
-    /// The rule that blocks exactly `source`.
-    fn blocked_address(&self, source: IpAddr) -> Option<RuleValue>;
+    /// What is known of a TCP port.
+    fn port(&self, port: u16) -> PortFlags;
 
-    /// The longest blocked prefix that covers `source`.
-    fn blocked_prefix(&self, source: IpAddr) -> Option<RuleValue>;
-
-    /// Whether a listener is bound to the TCP port.
-    fn is_listener_port(&self, port: u16) -> bool;
-
-    /// Nanoseconds of the boot-time clock; asked for only when a rule expires at all.
+    /// Nanoseconds of the boot-time clock; asked for only when something depends on it.
     fn now(&self) -> u64;
+
+    /// Counts a packet that a rule of `group` would have dropped if it did more than count.
+    fn would_drop(&self, group: u32);
+
+    /// Whether new connections are limited at all.
+    fn limits(&self) -> bool;
+
+    /// Whether one more new connection of `source` fits.
+    fn admit(&self, source: Source) -> bool;
 }
 
-/// What the rules say of a source.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceVerdict {
-    /// An allow rule covers it.
-    Allowed,
-    /// It is blocked itself.
-    BlockedAddress(RuleValue),
-    /// A prefix of it is blocked.
-    BlockedPrefix(RuleValue),
-    /// Every rule that covers it has expired.
-    Expired,
-    /// No rule covers it.
-    NoRule,
+pub struct Verdict {
+    /// Index of a [`Reason`].
+    pub reason: u32,
+    /// The group of the rule that decided; 0 when none did.
+    pub group: u32,
 }
 
-/// What the rules say of `source`.
-#[inline(always)]
-pub fn judge_source<L: Lookup>(lookup: &L, source: IpAddr) -> SourceVerdict {
-    let source = maps::canonical(source);
-    let mut is_expired = false;
-    if let Some(rule) = lookup.allowed(source) {
-        if holds(lookup, &rule) {
-            return SourceVerdict::Allowed;
-        }
-        is_expired = true;
+impl Verdict {
+    /// Whether the packet is dropped.
+    #[inline(always)]
+    pub const fn is_drop(&self) -> bool {
+        self.reason >= Reason::BlockedAddress.index()
     }
-    if let Some(rule) = lookup.blocked_address(source) {
-        if holds(lookup, &rule) {
-            return SourceVerdict::BlockedAddress(rule);
-        }
-        is_expired = true;
+
+    #[inline(always)]
+    const fn of(reason: Reason) -> Self {
+        Self { reason: reason.index(), group: 0 }
     }
-    if let Some(rule) = lookup.blocked_prefix(source) {
-        if holds(lookup, &rule) {
-            return SourceVerdict::BlockedPrefix(rule);
-        }
-        is_expired = true;
+
+    // One word, because a function returns no more in the kernel.
+    #[inline(always)]
+    const fn pack(self) -> u64 {
+        (self.group as u64) << 32 | self.reason as u64
     }
-    if is_expired { SourceVerdict::Expired } else { SourceVerdict::NoRule }
+
+    #[inline(always)]
+    const fn unpack(packed: u64) -> Self {
+        Self { reason: packed as u32, group: (packed >> 32) as u32 }
+    }
 }
 
 /// What happens to a frame.
-///
-/// With [`Scope::Listeners`] a packet that is certainly not TCP to a listener passes unjudged, and so does a later
-/// fragment: its first one carries the port and is judged, so the datagram of a blocked source never completes. A
-/// packet that hides its transport header is judged as if it were for a listener.
 #[inline(always)]
-pub fn judge_packet<C: Cursor, L: Lookup>(frame: C, scope: Scope, lookup: &L) -> Reason {
-    let packet = match Packet::parse(frame) {
-        Ok(packet) => packet,
-        Err(Unjudged::NotIp) => return Reason::NotIp,
-        Err(Unjudged::Malformed) => return Reason::Malformed,
-    };
-    let transport = packet.transport();
-    if transport == Transport::NeighborDiscovery {
-        return Reason::NeighborDiscovery;
+pub fn judge_packet<C: Cursor, H: Host>(host: &H, frame: C) -> Verdict {
+    // Most packets of an edge host are from sources of which no rule speaks: nothing more of them is looked at.
+    let is_clear = |chain| chain == 0 && !host.limits();
+    match Packet::parse(frame) {
+        Ok(Packet::V4(packet)) => {
+            let chain = table::find4(host, packet.source());
+            if is_clear(chain) {
+                return Verdict::of(Reason::NoRule);
+            }
+            judge(host, chain, Source::v4(packet.source()), packet.transport())
+        }
+        Ok(Packet::V6(packet)) => {
+            let chain = table::find(host, packet.source());
+            if is_clear(chain) {
+                return Verdict::of(Reason::NoRule);
+            }
+            judge(host, chain, packet.source(), packet.transport())
+        }
+        Err(Unjudged::NotIp) => Verdict::of(Reason::NotIp),
+        Err(Unjudged::Malformed) => Verdict::of(Reason::Malformed),
     }
-    if scope == Scope::Listeners {
-        match transport {
-            Transport::Tcp { destination } if !lookup.is_listener_port(destination) => return Reason::OutOfScope,
-            Transport::Other | Transport::NeighborDiscovery => return Reason::OutOfScope,
-            Transport::LaterFragment => return Reason::LaterFragment,
-            Transport::Truncated => return Reason::Malformed,
-            Transport::Tcp { .. } | Transport::Hidden => {}
+}
+
+/// What happens to a connection of `source` that has come to a listener's `port`. Rates are the caller's business.
+pub fn judge_connection<H: Host>(host: &H, source: Source, port: u16) -> Verdict {
+    let chain = table::find(host, source);
+    judge(host, chain, source, Transport::Tcp { destination: port, is_opening: false })
+}
+
+#[inline(always)]
+fn judge<H: Host>(host: &H, chain: u32, source: Source, transport: Transport) -> Verdict {
+    let (port, is_opening, flags) = match transport {
+        Transport::Tcp { destination, is_opening } => (destination, is_opening, host.port(destination)),
+        _ => (0, false, PortFlags::NONE),
+    };
+    let packet = Aspect { port, of_listeners: of_listeners(transport, flags), of_host: of_host(transport) };
+    let verdict = Verdict::unpack(decide(host, chain, packet.pack()));
+    let is_decided = verdict.is_drop() || verdict.reason == Reason::Allowed.index();
+    if host.limits() && !is_decided && is_opening && flags.is_limited() && !host.admit(source) {
+        return Verdict::of(Reason::RateLimited);
+    }
+    verdict
+}
+
+/// What clauses of each scope make of a packet: why they do not hold for it, or [`HOLDS`].
+#[derive(Clone, Copy)]
+struct Aspect {
+    port: u16,
+    of_listeners: u32,
+    of_host: u32,
+}
+
+/// No reason for a clause not to hold.
+const HOLDS: u32 = 0xff;
+
+impl Aspect {
+    #[inline(always)]
+    const fn pack(self) -> u32 {
+        self.port as u32 | self.of_listeners << 16 | self.of_host << 24
+    }
+
+    #[inline(always)]
+    const fn unpack(packed: u32) -> Self {
+        Self { port: packed as u16, of_listeners: packed >> 16 & 0xff, of_host: packed >> 24 }
+    }
+
+    /// Why a clause about one port does not hold. A packet that hides its port may be for this one.
+    #[inline(always)]
+    const fn of_port(self, wanted: u16) -> u32 {
+        if self.of_listeners == HOLDS && self.port != 0 && self.port != wanted {
+            Reason::OutOfScope.index()
+        } else {
+            self.of_listeners
         }
     }
-    match judge_source(lookup, packet.source()) {
-        SourceVerdict::Allowed => Reason::Allowed,
-        SourceVerdict::BlockedAddress(_) => Reason::BlockedAddress,
-        SourceVerdict::BlockedPrefix(_) => Reason::BlockedPrefix,
-        SourceVerdict::Expired => Reason::Expired,
-        SourceVerdict::NoRule => Reason::NoRule,
-    }
+}
+
+/// What the decision list says: a packed [`Verdict`].
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
+    let packet = Aspect::unpack(packet);
+    let mut state = Undecided { next: chain, passed: Reason::NoRule.index() };
+    // Not a loop: without `CAP_PERFMON` the verifier finds no end of one.
+    const { assert!(CHAIN_CLAUSES_MAX == 8) }
+    let decided = step(host, packet, &mut state)
+        .or_else(|| step(host, packet, &mut state))
+        .or_else(|| step(host, packet, &mut state))
+        .or_else(|| step(host, packet, &mut state))
+        .or_else(|| step(host, packet, &mut state))
+        .or_else(|| step(host, packet, &mut state))
+        .or_else(|| step(host, packet, &mut state))
+        .or_else(|| step(host, packet, &mut state));
+    decided.unwrap_or(u64::from(state.passed))
+}
+
+/// How far a decision list has been read: the next clause, and what a packet that nothing decides about passes for.
+struct Undecided {
+    next: u32,
+    passed: u32,
 }
 
 #[inline(always)]
-fn holds<L: Lookup>(lookup: &L, rule: &RuleValue) -> bool {
-    rule.expires_at() == 0 || lookup.now() < rule.expires_at()
+fn step<H: Host>(host: &H, packet: Aspect, state: &mut Undecided) -> Option<u64> {
+    if state.next == 0 {
+        return Some(u64::from(state.passed));
+    }
+    let clause = Packed::read(host.clause(state.next)?);
+    state.next = clause.next();
+    let expires_at = clause.expires_at();
+    let miss = match (clause.scope(), host.scope()) {
+        _ if expires_at != 0 && host.now() >= expires_at => Reason::Expired.index(),
+        (ClauseScope::Default, Scope::Listeners) => packet.of_listeners,
+        (ClauseScope::Port(wanted), _) => packet.of_port(wanted),
+        _ => packet.of_host,
+    };
+    if miss != HOLDS {
+        state.passed = miss;
+        return None;
+    }
+    match clause.action() {
+        ClauseAction::Allow => Some(Reason::Allowed.index().into()),
+        ClauseAction::Drop => Some(Verdict { reason: clause.reason(), group: clause.group() }.pack()),
+        ClauseAction::Count => {
+            host.would_drop(clause.group());
+            None
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests;
+/// Why a packet is not one that listeners get.
+///
+/// A packet that is certainly not TCP to a listener passes, and so does a later fragment: its first one carries the port
+/// and is judged, so the datagram of a blocked source never completes. A packet that hides its transport header is
+/// judged as if it were for a listener.
+#[inline(always)]
+fn of_listeners(transport: Transport, flags: PortFlags) -> u32 {
+    match transport {
+        Transport::Tcp { .. } if flags.is_listener() => HOLDS,
+        Transport::Hidden => HOLDS,
+        Transport::Tcp { .. } | Transport::Other => Reason::OutOfScope.index(),
+        Transport::NeighborDiscovery => Reason::NeighborDiscovery.index(),
+        Transport::LaterFragment => Reason::LaterFragment.index(),
+        Transport::Truncated => Reason::Malformed.index(),
+    }
+}
+
+/// Neighbour discovery is judged by nobody.
+#[inline(always)]
+fn of_host(transport: Transport) -> u32 {
+    if matches!(transport, Transport::NeighborDiscovery) { Reason::NeighborDiscovery.index() } else { HOLDS }
+}

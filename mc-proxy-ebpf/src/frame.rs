@@ -22,15 +22,44 @@ impl XdpCursor {
 
 impl Cursor for XdpCursor {
     #[inline(always)]
-    fn load<const OFFSET: usize, const N: usize>(self) -> Option<[u8; N]> {
+    fn has<const N: usize>(self) -> bool {
         // Opaque, because the compiler would turn `at + 1 > end` into `at >= end`, from which the verifier does not
         // conclude that a byte can be read.
-        if opaque(self.at + OFFSET + N) > self.end {
-            return None;
+        opaque(self.at + N) <= self.end
+    }
+
+    // In assembly, because to the compiler none of this is aligned, and it would read byte by byte.
+    #[inline(always)]
+    fn u8<const OFFSET: usize>(self) -> u8 {
+        let value: u64;
+        // SAFETY: as for `has`, without which the verifier refuses the program.
+        unsafe {
+            asm!("{value} = *(u8 *)({at} + {offset})", value = out(reg) value, at = in(reg) self.at, offset = const OFFSET,
+                options(nostack, preserves_flags, readonly));
         }
-        // SAFETY: the kernel keeps everything up to `end` readable while the program runs, and `at` is not before the
-        // frame's start. A byte array has no alignment, and every bit pattern is one.
-        Some(unsafe { ((self.at + OFFSET) as *const [u8; N]).read() })
+        value as u8
+    }
+
+    #[inline(always)]
+    fn u16<const OFFSET: usize>(self) -> u16 {
+        let value: u64;
+        // SAFETY: as for `has`, without which the verifier refuses the program.
+        unsafe {
+            asm!("{value} = *(u16 *)({at} + {offset})", value = out(reg) value, at = in(reg) self.at, offset = const OFFSET,
+                options(nostack, preserves_flags, readonly));
+        }
+        u16::from_be(value as u16)
+    }
+
+    #[inline(always)]
+    fn u32<const OFFSET: usize>(self) -> u32 {
+        let value: u64;
+        // SAFETY: as for `has`, without which the verifier refuses the program.
+        unsafe {
+            asm!("{value} = *(u32 *)({at} + {offset})", value = out(reg) value, at = in(reg) self.at, offset = const OFFSET,
+                options(nostack, preserves_flags, readonly));
+        }
+        u32::from_be(value as u32)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The XDP program: judges every frame that an interface receives, and counts what it decided.
 //!
 //! What is decided lives in `mc-proxy-common`, where it is tested on the host; here is only what the kernel gives:
-//! the bytes of a frame ([`frame`]) and the maps ([`maps`]).
+//! the bytes of a frame ([`frame`]), the maps ([`maps`]) and the records of what was dropped ([`report`]).
 
 #![no_std]
 #![no_main]
@@ -10,21 +10,24 @@
 
 mod frame;
 mod maps;
+mod report;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use mc_proxy_common::{reason::Reason, verdict::judge_packet};
+use mc_proxy_common::verdict::judge_packet;
 
-use crate::{frame::XdpCursor, maps::KernelMaps};
+use crate::{frame::XdpCursor, maps::KernelHost};
 
 /// Passes or drops a frame.
 #[xdp]
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
-    let reason = match maps::scope() {
-        Some(scope) => judge_packet(XdpCursor::start(&ctx), scope, &KernelMaps),
-        None => Reason::Unconfigured,
-    };
-    maps::count(reason, maps::frame_bytes(&ctx));
-    if reason.is_drop() { xdp_action::XDP_DROP } else { xdp_action::XDP_PASS }
+    let host = KernelHost::new(&ctx);
+    let verdict = judge_packet(&host, XdpCursor::start(&ctx));
+    report::count(&host, verdict.reason);
+    if !verdict.is_drop() {
+        return xdp_action::XDP_PASS;
+    }
+    report::dropped(&host, &ctx, verdict);
+    xdp_action::XDP_DROP
 }
 
 /// Nothing here can panic, and the kernel would refuse a program that could; the compiler asks for it all the same.

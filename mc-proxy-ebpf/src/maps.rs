@@ -1,122 +1,201 @@
 //! The maps, and how they answer for the verdict.
+//!
+//! The daemon sizes the tables when it loads the program, and maps them into its memory: there is no other way in which
+//! they are written.
 
-use core::net::IpAddr;
+use core::{cell::Cell, sync::atomic::AtomicU64};
 
 use aya_ebpf::{
     Global,
-    bindings::BPF_F_NO_PREALLOC,
-    helpers::{bpf_ktime_get_boot_ns, bpf_xdp_get_buff_len},
+    bindings::BPF_F_MMAPABLE,
+    helpers::{bpf_ktime_get_boot_ns, bpf_map_lookup_elem, bpf_xdp_get_buff_len},
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    maps::Array,
     programs::XdpContext,
 };
 use mc_proxy_common::{
-    maps::{
-        ADDRESSES_MAX, ALLOWED_MAX, Address4, Address6, COUNTERS_MAX, Counter, PORT_WORDS, PREFIXES_MAX, Prefix4,
-        Prefix6, RuleValue, Scope, Settings, port_bit,
-    },
-    reason::Reason,
-    verdict::Lookup,
+    atomic,
+    maps::{PORT_FLAG_WORDS, PortFlags, RATE_LINES, Scope},
+    rate::{self, Admission, RateLimit},
+    source::Source,
+    table::{ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables},
+    verdict::Host,
 };
 
-#[map]
-static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
-#[map]
-static PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
-#[map]
-static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
-#[map]
-static ALLOW4: LpmTrie<[u8; 4], RuleValue> = LpmTrie::with_max_entries(ALLOWED_MAX, BPF_F_NO_PREALLOC);
-#[map]
-static ALLOW6: LpmTrie<[u8; 16], RuleValue> = LpmTrie::with_max_entries(ALLOWED_MAX, BPF_F_NO_PREALLOC);
-#[map]
-static BLOCK4: HashMap<Address4, RuleValue> = HashMap::with_max_entries(ADDRESSES_MAX, BPF_F_NO_PREALLOC);
-#[map]
-static BLOCK6: HashMap<Address6, RuleValue> = HashMap::with_max_entries(ADDRESSES_MAX, BPF_F_NO_PREALLOC);
-#[map]
-static NET4: LpmTrie<[u8; 4], RuleValue> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
-#[map]
-static NET6: LpmTrie<[u8; 16], RuleValue> = LpmTrie::with_max_entries(PREFIXES_MAX, BPF_F_NO_PREALLOC);
+use crate::report;
 
-/// Whether the kernel has `bpf_xdp_get_buff_len` (Linux 5.18); set by the daemon before the program is loaded, so that the
-/// verifier never sees a call that the kernel lacks. Frames cannot be measured in another way without `CAP_PERFMON`.
+#[map]
+static TREE4: Array<u64> = Array::with_max_entries(TREE_WORDS, BPF_F_MMAPABLE);
+#[map]
+static TREE6: Array<u64> = Array::with_max_entries(TREE_WORDS, BPF_F_MMAPABLE);
+#[map]
+static NODES: Array<u64> = Array::with_max_entries(NODE_WORDS, BPF_F_MMAPABLE);
+#[map]
+static LINES4: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static LINES6: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static LONG6: Array<[u64; 8]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static CLAUSES: Array<[u64; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static PORTS: Array<u64> = Array::with_max_entries(PORT_FLAG_WORDS, BPF_F_MMAPABLE);
+#[map]
+static RATES: Array<[u64; 8]> = Array::with_max_entries(RATE_LINES, 0);
+
+// Set by the daemon before the program is loaded: to the verifier they are constants.
+#[unsafe(no_mangle)]
+static SCOPE: Global<u32> = Global::new(Scope::Listeners as u32);
+#[unsafe(no_mangle)]
+static MASK4: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MASK6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MASK_LONG6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static SEED: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static RATE_INTERVAL: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static RATE_WINDOW: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static RATE_PREFIX_V4: Global<u8> = Global::new(32);
+#[unsafe(no_mangle)]
+static RATE_PREFIX_V6: Global<u8> = Global::new(64);
+/// Whether the kernel has `bpf_xdp_get_buff_len` (Linux 5.18), so that the verifier never sees a call that the kernel
+/// lacks. Frames cannot be measured in another way without `CAP_PERFMON`.
 #[unsafe(no_mangle)]
 static MEASURES_FRAMES: Global<u8> = Global::new(0);
 
-// The daemon writes these keys as `Prefix4` and `Prefix6`.
-const _: () = assert!(size_of::<Key<[u8; 4]>>() == size_of::<Prefix4>());
-const _: () = assert!(size_of::<Key<[u8; 16]>>() == size_of::<Prefix6>());
-
-/// The scope that the daemon has set, unless the maps belong to another version.
-#[inline(always)]
-pub(crate) fn scope() -> Option<Scope> {
-    SETTINGS.get(0)?.scope()
+/// The maps, for one run of the program.
+pub(crate) struct KernelHost {
+    bytes: u64,
+    // The key of every look-up. Without `CAP_PERFMON` the first write to a place on the stack costs a speculation barrier.
+    key: Cell<u32>,
 }
 
-/// Counts a frame.
-#[inline(always)]
-pub(crate) fn count(reason: Reason, bytes: u64) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason.index()) {
-        // SAFETY: the element is this CPU's own, XDP programs do not interrupt each other on a CPU, and map values live
-        // as long as the program.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += bytes;
-        }
+impl KernelHost {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &XdpContext) -> Self {
+        let bytes = if MEASURES_FRAMES.load() == 0 {
+            0
+        } else {
+            // SAFETY: the context is the one that the kernel passed to the program.
+            unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+        };
+        Self { bytes, key: Cell::new(0) }
+    }
+
+    /// Bytes of the frame, or 0 where the kernel does not tell.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// An element of a map.
+    #[inline(always)]
+    pub(crate) fn element<M, A>(&self, map: &'static M, index: u32) -> *mut A {
+        self.key.set(index);
+        // SAFETY: `M` is one of aya's maps with keys of 32 bits, whose address is what the loader replaces by the map.
+        let element =
+            unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), self.key.as_ptr().cast()) };
+        element.cast()
+    }
+
+    /// An element of a table as atomics.
+    #[inline(always)]
+    fn shared<T, A>(&self, map: &'static Array<T>, index: u32) -> Option<&'static A> {
+        const { assert!(size_of::<T>() == size_of::<A>() && align_of::<T>() == align_of::<A>()) }
+        // SAFETY: map values live as long as the program and are never moved; `A` is `T` with atomics for integers, and
+        // nobody in the program refers to the element in another way.
+        unsafe { self.element::<_, A>(map, index).as_ref() }
     }
 }
 
-/// Bytes of the frame, or 0 where the kernel does not tell.
-#[inline(always)]
-pub(crate) fn frame_bytes(ctx: &XdpContext) -> u64 {
-    if MEASURES_FRAMES.load() == 0 {
-        return 0;
+impl Tables for KernelHost {
+    #[inline(always)]
+    fn tree4(&self, index: u32) -> Option<&AtomicU64> {
+        self.shared(&TREE4, index)
     }
-    // SAFETY: the context is the one that the kernel passed to the program.
-    unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
+
+    #[inline(always)]
+    fn tree6(&self, index: u32) -> Option<&AtomicU64> {
+        self.shared(&TREE6, index)
+    }
+
+    #[inline(always)]
+    fn node(&self, index: u32) -> Option<&AtomicU64> {
+        self.shared(&NODES, index)
+    }
+
+    #[inline(always)]
+    fn line4(&self, index: u32) -> Option<&Line> {
+        self.shared(&LINES4, index)
+    }
+
+    #[inline(always)]
+    fn line6(&self, index: u32) -> Option<&Line> {
+        self.shared(&LINES6, index)
+    }
+
+    #[inline(always)]
+    fn line_long6(&self, index: u32) -> Option<&Line> {
+        self.shared(&LONG6, index)
+    }
+
+    #[inline(always)]
+    fn clause(&self, id: u32) -> Option<&ClauseWords> {
+        self.shared(&CLAUSES, id)
+    }
+
+    #[inline(always)]
+    fn geometry(&self) -> Geometry {
+        Geometry { mask4: MASK4.load(), mask6: MASK6.load(), mask_long6: MASK_LONG6.load(), seed: SEED.load() }
+    }
 }
 
-/// The rule maps.
-pub(crate) struct KernelMaps;
-
-impl Lookup for KernelMaps {
+impl Host for KernelHost {
     #[inline(always)]
-    fn allowed(&self, source: IpAddr) -> Option<RuleValue> {
-        match source {
-            IpAddr::V4(addr) => ALLOW4.get(&Key::new(32, addr.octets())).copied(),
-            IpAddr::V6(addr) => ALLOW6.get(&Key::new(128, addr.octets())).copied(),
-        }
+    fn scope(&self) -> Scope {
+        if SCOPE.load() == Scope::Host as u32 { Scope::Host } else { Scope::Listeners }
     }
 
     #[inline(always)]
-    fn blocked_address(&self, source: IpAddr) -> Option<RuleValue> {
-        // SAFETY: a value that is replaced or removed meanwhile stays readable until the program ends (RCU). The daemon
-        // replaces elements whole, and a torn read could at worst mix two values of the same rule.
-        unsafe {
-            match source {
-                IpAddr::V4(addr) => BLOCK4.get(Address4::from(addr)).copied(),
-                IpAddr::V6(addr) => BLOCK6.get(Address6::from(addr)).copied(),
-            }
+    fn port(&self, port: u16) -> PortFlags {
+        match self.shared::<_, AtomicU64>(&PORTS, u32::from(port) / 32) {
+            Some(word) => PortFlags::in_word(atomic::load(word), port),
+            None => PortFlags::NONE,
         }
-    }
-
-    #[inline(always)]
-    fn blocked_prefix(&self, source: IpAddr) -> Option<RuleValue> {
-        match source {
-            IpAddr::V4(addr) => NET4.get(&Key::new(32, addr.octets())).copied(),
-            IpAddr::V6(addr) => NET6.get(&Key::new(128, addr.octets())).copied(),
-        }
-    }
-
-    #[inline(always)]
-    fn is_listener_port(&self, port: u16) -> bool {
-        let (word, bit) = port_bit(port);
-        PORTS.get(word).is_some_and(|bits| bits & bit != 0)
     }
 
     #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: a helper without arguments.
         unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn would_drop(&self, group: u32) {
+        report::would_drop(self, group);
+    }
+
+    #[inline(always)]
+    fn limits(&self) -> bool {
+        RATE_INTERVAL.load() != 0
+    }
+
+    #[inline(always)]
+    fn admit(&self, source: Source) -> bool {
+        let limit = RateLimit {
+            interval: RATE_INTERVAL.load(),
+            window: RATE_WINDOW.load(),
+            prefix_v4: RATE_PREFIX_V4.load(),
+            prefix_v6: RATE_PREFIX_V6.load(),
+        };
+        let key = limit.key(source);
+        match self.shared(&RATES, rate::home(key, SEED.load()) & (RATE_LINES - 1)) {
+            Some(line) => rate::spend(&limit, line, key, self.now()) != Admission::Limited,
+            None => true,
+        }
     }
 }

@@ -90,7 +90,7 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
         }
     };
     host::database(&mut list, &loaded.config.database);
-    if let Some(path) = &loaded.config.geoip_db {
+    if let Some(path) = &loaded.config.firewall.geoip_db {
         host::geoip(&mut list, path);
     }
     let mut ports = Checklist::default();

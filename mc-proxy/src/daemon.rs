@@ -23,7 +23,7 @@ use self::notify::Notifier;
 use crate::{
     admin::{self, AdminSocket},
     config::{self, Config, Grpc, Loaded, OnExit},
-    conn::{Counters, Edge, Listening},
+    conn::{Counters, Edge, Listening, Offences},
     control::{self, Control, Owned},
     desired::{Desired, Listener},
     exit::Exit,
@@ -32,7 +32,7 @@ use crate::{
         listener::{self, Bound},
         resolve::Resolver,
     },
-    store::{self, Difference, Store, StoreError},
+    store::{Difference, Store, StoreError},
     telemetry::{describe, log},
     worker::{Shutdown, Worker},
     xdp,
@@ -140,6 +140,7 @@ impl Running {
             firewall,
             resolver: Resolver::default(),
             counters: Counters::default(),
+            offences: Offences::ignored(),
             proxy: config.proxy,
         });
         let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
@@ -149,7 +150,7 @@ impl Running {
             listeners: desired.listeners,
             listening: listening.clone(),
             edge: Arc::clone(&edge),
-            geoip_db: config.geoip_db.clone(),
+            geoip_db: config.firewall.geoip_db.clone(),
         })
         .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
 
@@ -210,12 +211,20 @@ struct Opened {
 fn open_store(config: &Config) -> Result<Opened, Failure> {
     let store = Store::open(&config.database).map_err(store_failure)?;
     let is_empty = store.is_empty().map_err(store_failure)?;
-    let desired = if is_empty { config.seed.clone() } else { store.load().map_err(store_failure)? };
+    let desired = if is_empty { config.seed.clone() } else { load(&store).map_err(store_failure)? };
     if desired.listeners.is_empty() {
         return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
     }
-    report_differences(&store::diff(&config.seed, &desired));
+    if !is_empty {
+        report_differences(&store.diff(&config.seed).map_err(store_failure)?);
+    }
     Ok(Opened { store, desired, is_empty })
+}
+
+fn load(store: &Store) -> Result<Desired, StoreError> {
+    let mut desired = Desired { listeners: store.listeners()?, rules: Vec::new() };
+    store.for_each_rule(&mut |rule| desired.rules.push(rule))?;
+    Ok(desired)
 }
 
 fn store_failure(error: StoreError) -> Failure {
@@ -226,7 +235,8 @@ fn store_failure(error: StoreError) -> Failure {
 fn report_differences(differences: &[Difference]) {
     let (added, lost): (Vec<_>, Vec<_>) = differences.iter().partition(|difference| difference.is_only_in_database);
     if !added.is_empty() {
-        tracing::info!(entries = added.len(), "the database has more than the file");
+        let entries = added.iter().map(|difference| difference.entries).sum::<u64>();
+        tracing::info!(entries, "the database has more than the file");
     }
     for difference in lost.iter().take(MAX_DIFFERENCES) {
         tracing::warn!(difference = difference.text, "the file differs from the database, which wins");
@@ -237,7 +247,7 @@ fn report_differences(differences: &[Difference]) {
 }
 
 fn open_geoip(config: &Config, rules: &RuleSet) -> Result<Option<GeoIp>, Failure> {
-    match &config.geoip_db {
+    match &config.firewall.geoip_db {
         Some(path) => GeoIp::open(path)
             .map(Some)
             .map_err(|error| Failure::because(Exit::Config, format!("firewall.geoip_db {}", path.display()), &error)),

@@ -8,12 +8,12 @@ use crate::{
     route::Pattern,
 };
 
-/// Everything that the admin API can change, and that the TOML file seeds an empty database with.
+/// What the TOML file seeds an empty database with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// In the order in which they were first seen.
     pub listeners: Vec<Listener>,
-    /// Without duplicates.
+    /// Permanent, of the default group, without duplicates.
     pub rules: Vec<Rule>,
 }
 

@@ -33,7 +33,7 @@ fn mistakes_are_named_and_end_with_78() -> Result<()> {
             vec!["send_proxy_protocol"],
         ),
         (format!("{database}[[listeners]]\naddr = \":4443\"\nproxy_protocol = true\n"), vec!["proxy_protocol"]),
-        (format!("{database}[firewall]\nrate_limit = 10\n"), vec!["rate_limit"]),
+        (format!("{database}[firewall]\nrate_prefix_v6 = 128\n"), vec!["rate_prefix_v6"]),
         (
             format!(
                 "{database}[[listeners]]\naddr = \":4443\"\n\

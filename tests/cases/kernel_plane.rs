@@ -41,6 +41,7 @@ fn config(lab: &Lab) -> config::Xdp {
         interfaces: vec![INTERFACE.to_owned()],
         mode: XdpMode::Auto,
         required: true,
+        require_native: false,
         scope: Scope::Host,
         on_exit: OnExit::Keep,
         pin_path: lab.pin_path(),
@@ -52,11 +53,11 @@ fn open(config: &config::Xdp, rules: &RuleSet) -> Result<Box<dyn Dataplane>, Pla
 }
 
 fn block(text: &str) -> Rule {
-    Rule::new(Action::Block, text.parse().unwrap()).unwrap()
+    Rule::permanent(Action::Block, text.parse().unwrap()).unwrap()
 }
 
 fn allow(text: &str) -> Rule {
-    Rule::new(Action::Allow, text.parse().unwrap()).unwrap()
+    Rule::permanent(Action::Allow, text.parse().unwrap()).unwrap()
 }
 
 fn rules(rules: &[Rule]) -> RuleSet {

@@ -26,7 +26,7 @@ use mc_proxy_common::{
     packet::EXTENSION_BYTES_MAX,
     reason::Reason,
     user::{MapInfo, Table},
-    verdict::{Lookup, judge_packet},
+    verdict_v1::{Lookup, judge_packet},
 };
 
 use crate::kernel_support::{Privilege, become_nobody, needs};

@@ -167,6 +167,9 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
         "-Clinker=bpf-linker".to_owned(),
         // Without CAP_PERFMON the verifier also follows branches that are taken only in speculation, and a loop has no end there.
         "-Clink-arg=--unroll-loops".to_owned(),
+        // Without CAP_PERFMON a spilled pointer must not be overwritten in part: nothing shares a place on the stack.
+        // Version 3 of the instruction set (Linux 5.12): 32-bit arithmetic and jumps.
+        "-Ctarget-cpu=v3".to_owned(),
         // Only tracing programs depend on it; XDP programs are the same for every architecture.
         "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
         format!("--remap-path-prefix={}=/mc-proxy", root.display()),

@@ -1,3 +1,4 @@
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::{format, string::String, vec::Vec};
 
 use proptest::prelude::*;
@@ -15,13 +16,13 @@ fn corpus() -> Vec<Shape> {
 
 fn outcome(bytes: &[u8]) -> Result<(IpAddr, Transport), Unjudged> {
     let packet = Packet::parse(bytes)?;
-    Ok((packet.source(), packet.transport()))
+    Ok((packet.source().addr(), packet.transport()))
 }
 
 #[test]
 fn every_shape_is_understood() {
     use Transport::*;
-    let tcp = Tcp { destination: PORT };
+    let tcp = Tcp { destination: PORT, is_opening: true };
     for shape in corpus() {
         let expected = match shape.name {
             "arp" | "lldp" => Err(Unjudged::NotIp),
@@ -99,7 +100,10 @@ fn reference_v6(next: u8, payload: &[u8]) -> Transport {
                 8
             }
             (0 | 43 | 44 | 51 | 60, _) => return cut(is_first),
-            (6, [_, _, high, low, ..]) => return Transport::Tcp { destination: u16::from_be_bytes([*high, *low]) },
+            (6, [_, _, high, low, rest @ ..]) => {
+                let is_opening = rest.get(9).is_none_or(|flags| flags & 0x12 == 0x02);
+                return Transport::Tcp { destination: u16::from_be_bytes([*high, *low]), is_opening };
+            }
             (58, [133..=137, ..]) if !is_first => return Transport::NeighborDiscovery,
             (6, _) | (58, []) => return cut(is_first),
             _ => return Transport::Other,

@@ -1,9 +1,9 @@
 //! Decision lists.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
 
 use super::word::CHAIN_MAX;
-use crate::reason::Reason;
+use crate::{atomic::load, reason::Reason};
 
 /// A clause in a table: when it expires, and [`Clause`]'s other members packed.
 pub type ClauseWords = [AtomicU64; 2];
@@ -82,12 +82,12 @@ pub(crate) struct Packed<'table> {
 impl<'table> Packed<'table> {
     #[inline(always)]
     pub(crate) fn read([expires_at, packed]: &'table ClauseWords) -> Self {
-        Self { expires_at, packed: packed.load(Relaxed) }
+        Self { expires_at, packed: load(packed) }
     }
 
     #[inline(always)]
     pub(crate) fn expires_at(&self) -> u64 {
-        self.expires_at.load(Relaxed)
+        load(self.expires_at)
     }
 
     #[inline(always)]

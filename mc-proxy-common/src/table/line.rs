@@ -1,8 +1,9 @@
 //! Hash tables of 64-byte lines: longer prefixes and addresses.
 
-use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
 
 use super::{Geometry, Tables, word::CHAIN_MAX};
+use crate::atomic::load;
 
 /// What one look-up reads: a cache line.
 pub type Line = [AtomicU64; 8];
@@ -157,71 +158,73 @@ const fn hash(key: u64, seed: u64) -> u32 {
 pub(super) fn probe4<T: Tables>(tables: &T, wanted: Slot4) -> u32 {
     let geometry = tables.geometry();
     let home = wanted.home(&geometry);
-    let mut step = 0;
-    while step < LINES_PROBED {
-        let Some(line) = tables.line4((home + step) & geometry.mask4) else { return 0 };
-        let [a, b, c, d, e, f, g, last] = line;
-        let last = last.load(Relaxed);
-        for word in [a, b, c, d, e, f, g] {
-            let word = word.load(Relaxed);
-            if wanted.is_in(word) {
-                return chain(word);
-            }
-        }
-        if wanted.is_in(last) {
-            return chain(last);
-        }
-        if last == 0 {
-            return 0;
-        }
-        step += 1;
-    }
-    0
+    let look = |step| probe4_line(tables.line4((home + step) & geometry.mask4)?, wanted);
+    // Not a loop: without `CAP_PERFMON` the verifier finds no end of one.
+    const { assert!(LINES_PROBED == 4) };
+    look(0).or_else(|| look(1)).or_else(|| look(2)).or_else(|| look(3)).unwrap_or(0)
 }
 
+/// The chain, or 0 when nothing can have overflowed from the line; nothing when it may be in the next.
+#[inline(always)]
+fn probe4_line(line: &Line, wanted: Slot4) -> Option<u32> {
+    let [a, b, c, d, e, f, g, h] = line;
+    let last = load(h);
+    for slot in [a, b, c, d, e, f, g] {
+        let word = load(slot);
+        if wanted.is_in(word) {
+            return Some(chain(word));
+        }
+    }
+    if wanted.is_in(last) || last == 0 { Some(chain(last)) } else { None }
+}
+
+/// The chain of an IPv6 prefix up to /64, or 0.
 #[inline(always)]
 pub(super) fn probe6<T: Tables>(tables: &T, wanted: Slot6) -> u32 {
     let geometry = tables.geometry();
     let home = wanted.home(&geometry);
-    let mut step = 0;
-    while step < LINES_PROBED {
-        let Some(line) = tables.line6((home + step) & geometry.mask6) else { return 0 };
-        let [k0, m0, k1, m1, k2, m2, k3, m3] = line;
-        let last = m3.load(Relaxed);
-        for (key, meta) in [(k0, m0), (k1, m1), (k2, m2), (k3, m3)] {
-            let word = meta.load(Relaxed);
-            // Read twice: between the two the slot may have been given to another prefix.
-            if wanted.is_in(key.load(Relaxed), word) && meta.load(Relaxed) == word {
-                return chain(word);
-            }
-        }
-        if last == 0 {
-            return 0;
-        }
-        step += 1;
-    }
-    0
+    let look = |step| probe6_line(tables.line6((home + step) & geometry.mask6)?, wanted);
+    // Not a loop: without `CAP_PERFMON` the verifier finds no end of one.
+    const { assert!(LINES_PROBED == 4) };
+    look(0).or_else(|| look(1)).or_else(|| look(2)).or_else(|| look(3)).unwrap_or(0)
 }
 
+/// The chain, or 0 when nothing can have overflowed from the line; nothing when it may be in the next.
+#[inline(always)]
+fn probe6_line(line: &Line, wanted: Slot6) -> Option<u32> {
+    let [k0, m0, k1, m1, k2, m2, k3, m3] = line;
+    let last = load(m3);
+    for (key, meta) in [(k0, m0), (k1, m1), (k2, m2), (k3, m3)] {
+        let word = load(meta);
+        // Read again: between the two the slot may have been given to another prefix.
+        if wanted.is_in(load(key), word) && load(meta) == word {
+            return Some(chain(word));
+        }
+    }
+    if last == 0 { Some(0) } else { None }
+}
+
+/// The chain of an IPv6 prefix beyond /64, or 0.
 #[inline(always)]
 pub(super) fn probe_long6<T: Tables>(tables: &T, wanted: SlotLong6) -> u32 {
     let geometry = tables.geometry();
     let home = wanted.home(&geometry);
-    let mut step = 0;
-    while step < LINES_PROBED {
-        let Some(line) = tables.line_long6((home + step) & geometry.mask_long6) else { return 0 };
-        let [h0, l0, m0, _, h1, l1, m1, _] = line;
-        let last = m1.load(Relaxed);
-        for (high, low, meta) in [(h0, l0, m0), (h1, l1, m1)] {
-            let word = meta.load(Relaxed);
-            if wanted.is_in(high.load(Relaxed), low.load(Relaxed), word) && meta.load(Relaxed) == word {
-                return chain(word);
-            }
+    let look = |step| probe_long6_line(tables.line_long6((home + step) & geometry.mask_long6)?, wanted);
+    // Not a loop: without `CAP_PERFMON` the verifier finds no end of one.
+    const { assert!(LINES_PROBED == 4) };
+    look(0).or_else(|| look(1)).or_else(|| look(2)).or_else(|| look(3)).unwrap_or(0)
+}
+
+/// The chain, or 0 when nothing can have overflowed from the line; nothing when it may be in the next.
+#[inline(always)]
+fn probe_long6_line(line: &Line, wanted: SlotLong6) -> Option<u32> {
+    let [h0, l0, m0, _, h1, l1, m1, _] = line;
+    let last = load(m1);
+    for (high, low, meta) in [(h0, l0, m0), (h1, l1, m1)] {
+        let word = load(meta);
+        if wanted.is_in(load(high), load(low), word) && load(meta) == word {
+            return Some(chain(word));
         }
-        if last == 0 {
-            return 0;
-        }
-        step += 1;
     }
-    0
+    if last == 0 { Some(0) } else { None }
 }

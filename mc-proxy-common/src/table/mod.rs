@@ -20,11 +20,9 @@ mod clause;
 mod line;
 mod word;
 
-use core::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use core::sync::atomic::AtomicU64;
 
+pub(crate) use clause::Packed;
 pub use clause::{Clause, ClauseAction, ClauseScope, ClauseWords};
 pub use line::{
     LEVEL_MAX6, LEVEL_SHORT6, LINES_PROBED, Line, SLOTS_LONG6, SLOTS4, SLOTS6, Slot4, Slot6, SlotLong6, chain, dead,
@@ -32,7 +30,13 @@ pub use line::{
 };
 pub use word::{CHAIN_BITS, CHAIN_MAX, NODE_WORDS, TREE_WORDS, Word, half, with_half};
 
-use crate::maps::canonical;
+use crate::{atomic::load, source::Source};
+
+/// Clauses of a chain that are looked at.
+pub const CHAIN_CLAUSES_MAX: u32 = 8;
+
+/// Clauses of a decision list at most: how far a look-up follows it.
+pub const CHAIN_CLAUSES_MAX: u32 = 8;
 
 /// The tables of one generation.
 pub trait Tables {
@@ -74,18 +78,37 @@ pub struct Geometry {
     pub seed: u64,
 }
 
+/// Returns what is found first, level by level. Not a loop: without `CAP_PERFMON` the verifier also follows branches
+/// that are taken in speculation only, and there a loop has no end.
+macro_rules! first_hit {
+    ([$($number:literal)*], |$level:ident| $is_in_use:block, $probe:expr) => {
+        $({
+            let $level: u32 = $number;
+            if $is_in_use {
+                let found = $probe;
+                if found != 0 {
+                    return found;
+                }
+            }
+        })*
+    };
+}
+
 /// The chain for a source; 0 when no rule covers it.
 #[inline(always)]
-pub fn find<T: Tables>(tables: &T, source: IpAddr) -> u32 {
-    match canonical(source) {
-        IpAddr::V4(source) => find4(tables, source),
-        IpAddr::V6(source) => find6(tables, source),
+pub fn find<T: Tables>(tables: &T, source: Source) -> u32 {
+    match source.as_v4() {
+        Some(addr) => find4(tables, addr),
+        None => find6(tables, source),
     }
 }
 
-#[inline(always)]
-fn find4<T: Tables>(tables: &T, source: Ipv4Addr) -> u32 {
-    let addr = source.to_bits();
+/// The chain for an IPv4 address; 0 when no rule covers it.
+///
+/// A function of its own in the kernel too, as is [`find6`]: nothing of the packet lives on its stack, where without
+/// `CAP_PERFMON` a pointer that was spilled must not be overwritten in part.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+pub fn find4<T: Tables>(tables: &T, addr: u32) -> u32 {
     let mut word = read(tables.tree4(addr >> 17), addr >> 16);
     if let Some(node) = word.node() {
         word = read(tables.node(node * NODE_WORDS + (addr >> 9 & 0x7f)), addr >> 8);
@@ -93,25 +116,16 @@ fn find4<T: Tables>(tables: &T, source: Ipv4Addr) -> u32 {
     let levels = word.levels();
     if levels != 0 {
         // Level n is /(24 + n).
-        let mut level = 8;
-        while level > 0 {
-            if levels & 1 << (level - 1) != 0 {
-                let prefix = addr & u32::MAX << (8 - level);
-                let found = line::probe4(tables, Slot4::new(prefix, level));
-                if found != 0 {
-                    return found;
-                }
-            }
-            level -= 1;
-        }
+        first_hit!([8 7 6 5 4 3 2 1], |level| {
+            levels & 1 << (level - 1) != 0
+        }, line::probe4(tables, Slot4::new(addr & u32::MAX << (8 - level), level)));
     }
     word.chain()
 }
 
-#[inline(always)]
-fn find6<T: Tables>(tables: &T, source: Ipv6Addr) -> u32 {
-    let addr = source.to_bits();
-    let (high, low) = ((addr >> 64) as u64, addr as u64);
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn find6<T: Tables>(tables: &T, source: Source) -> u32 {
+    let Source { high, low } = source;
     let mut word = read(tables.tree6((high >> 49) as u32), (high >> 48) as u32);
     if let Some(node) = word.node() {
         word = read(tables.node(node * NODE_WORDS + ((high >> 41) as u32 & 0x7f)), (high >> 40) as u32);
@@ -123,29 +137,13 @@ fn find6<T: Tables>(tables: &T, source: Ipv6Addr) -> u32 {
     if levels != 0 {
         // Level n is /(32 + 4n): a shorter prefix is kept as all of the next level's that it consists of.
         if levels & word::LEVELS_LONG != 0 {
-            let mut level = LEVEL_MAX6;
-            while level > LEVEL_SHORT6 {
-                if levels & word::level_bit6(level) != 0 {
-                    let low = low & u64::MAX << (4 * (LEVEL_MAX6 - level));
-                    let found = line::probe_long6(tables, SlotLong6::new(high, low, level));
-                    if found != 0 {
-                        return found;
-                    }
-                }
-                level -= 1;
-            }
+            first_hit!([24 23 22 21 20 19 18 17 16 15 14 13 12 11 10 9], |level| {
+                levels & word::level_bit6(level) != 0
+            }, line::probe_long6(tables, SlotLong6::new(high, low & u64::MAX << (4 * (LEVEL_MAX6 - level)), level)));
         }
-        let mut level = LEVEL_SHORT6;
-        while level > 0 {
-            if levels & word::level_bit6(level) != 0 {
-                let prefix = high & u64::MAX << (4 * (LEVEL_SHORT6 - level));
-                let found = line::probe6(tables, Slot6::new(prefix, level));
-                if found != 0 {
-                    return found;
-                }
-            }
-            level -= 1;
-        }
+        first_hit!([8 7 6 5 4 3 2 1], |level| {
+            levels & word::level_bit6(level) != 0
+        }, line::probe6(tables, Slot6::new(high & u64::MAX << (4 * (LEVEL_SHORT6 - level)), level)));
     }
     word.chain()
 }
@@ -158,7 +156,7 @@ pub const fn level_bit6(level: u32) -> u32 {
 #[inline(always)]
 fn read(pair: Option<&AtomicU64>, index: u32) -> Word {
     match pair {
-        Some(pair) => half(pair.load(Relaxed), index),
+        Some(pair) => half(load(pair), index),
         None => Word::EMPTY,
     }
 }

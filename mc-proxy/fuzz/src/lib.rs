@@ -5,9 +5,11 @@
 //! ```text
 //! cargo +nightly fuzz run client_hello -- -max_len=6000 -max_total_time=180
 //! cargo +nightly fuzz run route_pattern -- -max_len=300 -max_total_time=60
+//! cargo +nightly fuzz run list -- -max_len=2000 -max_total_time=120
 //! ```
 
 pub mod check;
+pub mod firewall;
 pub mod route;
 #[path = "../../src/tls/mod.rs"]
 pub mod tls;

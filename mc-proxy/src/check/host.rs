@@ -31,7 +31,7 @@ const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 const KERNEL_MIN: (u32, u32) = (5, 15);
 
 /// Countries move; a database older than this is worth a word.
-const GEOIP_AGE_DAYS: u64 = 90;
+const GEOIP_AGE_DAYS: u64 = 60;
 
 pub(super) fn database(list: &mut Checklist, path: &Path) {
     let name = format!("database {}", path.display());
@@ -85,8 +85,7 @@ pub(super) fn geoip(list: &mut Checklist, path: &Path) {
             return list.bad(format!("{name}: {error}; put a MaxMind country database (.mmdb) there"));
         }
     };
-    let age = SystemTime::now().duration_since(geoip.built_at()).unwrap_or_default();
-    let days = age.as_secs() / 86_400;
+    let days = geoip.age(SystemTime::now()).as_secs() / 86_400;
     let text = format!("{name}: {}, {days} days old", geoip.database_type());
     if days > GEOIP_AGE_DAYS {
         list.warn(format!("{text}; replace it and send SIGHUP"));
@@ -350,7 +349,7 @@ mod tests {
         let finding = check();
         assert_eq!(finding.grade, Grade::Good, "{finding}");
         assert!(finding.text.ends_with("Test-Country, 0 days old"), "{finding}");
-        fs::write(&path, mmdb(now - 100 * 86_400)).unwrap();
+        fs::write(&path, mmdb(now - 61 * 86_400)).unwrap();
         assert_eq!(check().grade, Grade::Warning);
         fs::write(&path, &mmdb(now)[..40]).unwrap();
         assert_eq!(check().grade, Grade::Bad);

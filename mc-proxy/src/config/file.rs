@@ -190,6 +190,19 @@ shape! {
         allowed_cidrs: Vec<Given<String>>,
         rate_limit: i64,
         rate_window: Duration,
+        rate_prefix_v4: i64,
+        rate_prefix_v6: i64,
+        max_bans: i64,
+        auto_ban: AutoBan,
+    }
+}
+
+shape! {
+    /// `[firewall.auto_ban]`
+    AutoBan {
+        after: i64,
+        within: Duration,
+        ttl: Duration,
     }
 }
 
@@ -211,6 +224,7 @@ shape! {
         interfaces: Vec<Given<String>>,
         mode: String,
         required: bool,
+        require_native: bool,
         scope: String,
         on_exit: String,
         pin_path: String,
@@ -268,12 +282,7 @@ impl Reader<'_, '_> {
     /// The file. Sections that only the environment speaks of are made up.
     pub(super) fn root(&mut self, mut document: Spanned<DeTable<'_>>) -> Root {
         for path in self.overrides.keys() {
-            if let Some((section, _)) = path.split_once('.')
-                && !document.get_ref().contains_key(section)
-            {
-                let empty = Spanned::new(0..0, DeValue::Table(DeTable::new()));
-                document.get_mut().insert(Spanned::new(0..0, section.to_owned().into()), empty);
-            }
+            make_sections(document.get_mut(), path);
         }
         self.keys(document.get_ref(), "")
     }
@@ -509,6 +518,18 @@ where
             .map(Input::Toml)
             .filter_map(|item| T::read(&item, path, reader).map(|value| Given { value, at: item.at() }));
         Some(items.collect())
+    }
+}
+
+/// Makes the tables on the way to the key at `path` that are not there.
+fn make_sections(table: &mut DeTable<'_>, path: &str) {
+    let Some((section, rest)) = path.split_once('.') else { return };
+    if !table.contains_key(section) {
+        let empty = Spanned::new(0..0, DeValue::Table(DeTable::new()));
+        table.insert(Spanned::new(0..0, section.to_owned().into()), empty);
+    }
+    if let Some(DeValue::Table(inner)) = table.get_mut(section).map(Spanned::get_mut) {
+        make_sections(inner, rest);
     }
 }
 

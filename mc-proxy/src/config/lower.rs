@@ -1,11 +1,14 @@
 //! From what was typed to what is valid. Pure: nothing but the text of the configuration is looked at; the rest of the
 //! host is for `mc-proxy check`.
 
+mod firewall;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     ffi::OsStr,
     fmt,
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
     time::Duration,
@@ -18,7 +21,7 @@ use super::{
 };
 use crate::{
     desired::{Desired, L7Policy, Listener, Mode, Protocol, Route, Target},
-    firewall::{Action, Rule, RuleError, Subject},
+    firewall::Subject,
     net::addr::{BackendAddr, ListenAddr},
     route::Pattern,
 };
@@ -85,13 +88,13 @@ pub(super) fn lower(root: file::Root, report: &mut Report<'_>) -> Config {
             None
         }
     };
-    let (rules, geoip_db) = lower.firewall(section(root.firewall).0);
+    let (rules, firewall) = lower.firewall(section(root.firewall).0);
     let seed = Desired { listeners: lower.listeners(root.listeners), rules };
     lower.metrics(section(root.metrics).0);
     Config {
         database: database.unwrap_or_default(),
         seed,
-        geoip_db,
+        firewall,
         proxy: lower.proxy(section(root.proxy).0),
         xdp: lower.xdp(section(root.xdp).0),
         grpc: lower.grpc(section(root.grpc).0),
@@ -139,7 +142,9 @@ impl Lower<'_, '_> {
         let protocol = self.word(protocol, "listeners.protocol", &words);
         let max_connections = self.not_negative(max_connections, "listeners.max_connections");
         for cidr in proxy_trusted.map(|given| given.value).unwrap_or_default() {
-            self.subject(&cidr, "listeners.proxy_trusted", Subject::cidr);
+            if let Err(error) = Subject::cidr(&cidr.value) {
+                self.report.error(&cidr.at, format!("listeners.proxy_trusted: {error}"));
+            }
         }
         let has_default = default.is_some();
         let default = default.and_then(|default| {
@@ -277,39 +282,6 @@ impl Lower<'_, '_> {
         policies
     }
 
-    fn firewall(&mut self, firewall: file::Firewall) -> (Vec<Rule>, Option<PathBuf>) {
-        self.not_negative(firewall.rate_limit, "firewall.rate_limit");
-        self.deadline(firewall.rate_window, "firewall.rate_window", Duration::from_secs(10));
-        let geoip_db = self.path_or_none(firewall.geoip_db, "firewall.geoip_db");
-        if let Some(countries) = firewall.blocked_countries.as_ref().filter(|list| !list.value.is_empty())
-            && geoip_db.is_none()
-        {
-            let text = "firewall: geoip_db is required by blocked_countries; write geoip_db = \
-                        \"/srv/mc-proxy/GeoLite2-Country.mmdb\"";
-            self.report.error(&countries.at, text);
-        }
-        type Parse = fn(&str) -> Result<Subject, RuleError>;
-        let lists: [(_, _, _, Parse); 4] = [
-            (firewall.blocked_ips, "firewall.blocked_ips", Action::Block, Subject::ip),
-            (firewall.blocked_cidrs, "firewall.blocked_cidrs", Action::Block, Subject::cidr),
-            (firewall.blocked_countries, "firewall.blocked_countries", Action::Block, Subject::country),
-            (firewall.allowed_cidrs, "firewall.allowed_cidrs", Action::Allow, Subject::cidr),
-        ];
-        let mut rules = Vec::new();
-        let mut seen = HashSet::new();
-        for (list, key, action, parse) in lists {
-            for given in list.map(|list| list.value).unwrap_or_default() {
-                let Some(subject) = self.subject(&given, key, parse) else { continue };
-                match Rule::new(action, subject) {
-                    Ok(rule) if seen.insert(rule) => rules.push(rule),
-                    Ok(_) => self.report.warn(&given.at, format!("{key}: \"{subject}\" is listed twice; remove one")),
-                    Err(error) => self.report.error(&given.at, format!("{key}: {error}")),
-                }
-            }
-        }
-        (rules, geoip_db)
-    }
-
     fn proxy(&mut self, proxy: file::Proxy) -> Proxy {
         Proxy {
             connect_timeout: self.deadline(proxy.connect_timeout, "proxy.connect_timeout", Duration::from_secs(5)),
@@ -354,10 +326,24 @@ impl Lower<'_, '_> {
             let text = format!("xdp.pin_path: {pin_path:?} is not absolute; write \"/sys/fs/bpf/mc-proxy\"");
             self.report.error(&pin_path_at, text);
         }
+        let mode = self.word(xdp.mode, "xdp.mode", &modes);
+        if let Some(native) = xdp.require_native.as_ref().filter(|native| native.value) {
+            if interfaces.is_empty() {
+                let text = "xdp.require_native = true with no xdp.interfaces; write interfaces = [\"eth0\"] or \
+                            require_native = false";
+                self.report.error(&native.at, text);
+            }
+            if mode == XdpMode::Generic {
+                let text = "xdp.require_native = true with xdp.mode = \"generic\"; write mode = \"auto\" or \
+                            require_native = false";
+                self.report.error(&native.at, text);
+            }
+        }
         Xdp {
             interfaces,
-            mode: self.word(xdp.mode, "xdp.mode", &modes),
+            mode,
             required: is_set(&xdp.required),
+            require_native: is_set(&xdp.require_native),
             scope: self.word(xdp.scope, "xdp.scope", &[("listeners", Scope::Listeners), ("host", Scope::Host)]),
             on_exit: self.word(xdp.on_exit, "xdp.on_exit", &[("keep", OnExit::Keep), ("detach", OnExit::Detach)]),
             pin_path,
@@ -451,15 +437,6 @@ impl Lower<'_, '_> {
         given.value.parse().map_err(|error| self.report.error(&given.at, format!("{key}: {error}"))).ok()
     }
 
-    fn subject(
-        &mut self,
-        given: &Given<String>,
-        key: &str,
-        parse: impl Fn(&str) -> Result<Subject, RuleError>,
-    ) -> Option<Subject> {
-        parse(&given.value).map_err(|error| self.report.error(&given.at, format!("{key}: {error}"))).ok()
-    }
-
     fn not_negative(&mut self, given: Option<Given<i64>>, key: &str) -> u64 {
         let Some(given) = given else { return 0 };
         u64::try_from(given.value).unwrap_or_else(|_| {
@@ -467,6 +444,19 @@ impl Lower<'_, '_> {
             self.report.error(&given.at, text);
             0
         })
+    }
+
+    fn within(&mut self, given: Option<Given<i64>>, key: &str, range: RangeInclusive<u32>, default: u32) -> u32 {
+        let Some(given) = given else { return default };
+        match u32::try_from(given.value) {
+            Ok(value) if range.contains(&value) => value,
+            _ => {
+                let (least, most) = range.into_inner();
+                let text = format!("{key} must be from {least} to {most}: {}; write {default}", given.value);
+                self.report.error(&given.at, text);
+                default
+            }
+        }
     }
 
     /// Nothing waits for ever, so zero is refused rather than taken for that.

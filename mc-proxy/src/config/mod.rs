@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use mc_proxy_common::rate;
 use toml::de::DeTable;
 
 pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
@@ -28,6 +29,7 @@ use self::{
     file::Reader,
 };
 use crate::desired::Desired;
+pub use crate::firewall::AutoBan;
 
 /// A list of a million addresses takes a third of this.
 const FILE_MAX_BYTES: u64 = 64 << 20;
@@ -101,8 +103,8 @@ pub struct Config {
     pub database: PathBuf,
     /// Listeners, routes and rules of the file: they seed an empty database.
     pub seed: Desired,
-    /// `firewall.geoip_db`; present when the seed blocks a country.
-    pub geoip_db: Option<PathBuf>,
+    /// `[firewall]` without the lists, which are in the seed.
+    pub firewall: Firewall,
     /// `[proxy]`.
     pub proxy: Proxy,
     /// `[xdp]`.
@@ -111,6 +113,39 @@ pub struct Config {
     pub grpc: Option<Grpc>,
     /// `[log]`.
     pub log: Log,
+}
+
+/// `[firewall]`: what is not a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firewall {
+    /// `firewall.geoip_db`; present when the seed blocks a country.
+    pub geoip_db: Option<PathBuf>,
+    /// `firewall.rate_limit` and what belongs to it; none = unlimited.
+    pub rate_limit: Option<RateLimit>,
+    /// `[firewall.auto_ban]`; none = nobody is banned for violations.
+    pub auto_ban: Option<AutoBan>,
+    /// The daemon's own bans at a time, 1–1,048,576.
+    pub max_bans: u32,
+}
+
+/// How many new connections a source may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// In a window; above 0.
+    pub connections: u32,
+    /// Above 0, at most an hour.
+    pub window: Duration,
+    /// What is one source: addresses that share so many bits, 8–32.
+    pub prefix_v4: u8,
+    /// The same for IPv6, 16–64.
+    pub prefix_v6: u8,
+}
+
+impl From<RateLimit> for rate::RateLimit {
+    fn from(limit: RateLimit) -> Self {
+        let window = u64::try_from(limit.window.as_nanos()).unwrap_or(u64::MAX);
+        Self::new(limit.connections, window, limit.prefix_v4, limit.prefix_v6)
+    }
 }
 
 /// `[proxy]`: deadlines of the stages of a connection, all above zero but the last.
@@ -159,6 +194,8 @@ pub struct Xdp {
     pub mode: XdpMode,
     /// Whether a missing kernel plane is a start-up error.
     pub required: bool,
+    /// Whether an interface whose driver has no XDP is refused rather than taken in generic mode.
+    pub require_native: bool,
     /// Which packets of a blocked source are dropped.
     pub scope: Scope,
     /// What a clean stop does to the kernel plane.

@@ -49,13 +49,14 @@ fn defaults_are_those_of_the_documentation() {
             interfaces: Vec::new(),
             mode: XdpMode::Auto,
             required: false,
+            require_native: false,
             scope: Scope::Listeners,
             on_exit: OnExit::Keep,
             pin_path: "/sys/fs/bpf/mc-proxy".into(),
         }
     );
     assert_eq!(config.grpc, None);
-    assert_eq!(config.geoip_db, None);
+    assert_eq!(config.firewall, Firewall { geoip_db: None, rate_limit: None, auto_ban: None, max_bans: 65_536 });
     assert_eq!(config.log, Log { level: tracing::Level::INFO, format: LogFormat::Text });
 }
 
@@ -81,6 +82,12 @@ fn a_whole_configuration() {
         default = { backend = "10.0.0.2:25" }
         [firewall]
         geoip_db = "geo.mmdb"
+        rate_limit = 20
+        rate_window = "500ms"
+        rate_prefix_v4 = 24
+        rate_prefix_v6 = 48
+        max_bans = 1048576
+        auto_ban = { after = 3, within = "30s", ttl = "2h" }
         blocked_ips = ["203.0.113.50"]
         blocked_cidrs = ["198.51.100.0/24"]
         blocked_countries = ["kp"]
@@ -117,7 +124,8 @@ fn a_whole_configuration() {
         [("app.example.com".to_owned(), 1, true), ("*.example.com".to_owned(), 2, false)]
     );
     assert_eq!((tcp.protocol, tcp.default.is_some()), (Protocol::Tcp, true));
-    let rules = config.seed.rules.iter().map(|rule| (rule.action, rule.subject.to_string())).collect::<Vec<_>>();
+    let rules =
+        config.seed.rules.iter().map(|rule| (rule.key.action, rule.key.subject.to_string())).collect::<Vec<_>>();
     assert_eq!(
         rules,
         [
@@ -127,7 +135,20 @@ fn a_whole_configuration() {
             (Action::Allow, "198.51.100.7".to_owned()),
         ]
     );
-    assert_eq!(config.geoip_db.as_deref(), Some(Path::new("geo.mmdb")));
+    assert_eq!(
+        config.firewall,
+        Firewall {
+            geoip_db: Some("geo.mmdb".into()),
+            rate_limit: Some(RateLimit {
+                connections: 20,
+                window: Duration::from_millis(500),
+                prefix_v4: 24,
+                prefix_v6: 48
+            }),
+            auto_ban: Some(AutoBan { after: 3, within: Duration::from_secs(30), ttl: Duration::from_secs(7_200) }),
+            max_bans: 1_048_576,
+        }
+    );
     assert_eq!(config.proxy.shutdown_timeout, Duration::ZERO);
     assert_eq!(config.proxy.idle_timeout, Duration::from_secs(90));
     assert_eq!(config.proxy.splice, Splice::Userspace);
@@ -137,6 +158,7 @@ fn a_whole_configuration() {
             interfaces: vec!["eth0".into(), "eth1".into()],
             mode: XdpMode::Generic,
             required: true,
+            require_native: false,
             scope: Scope::Host,
             on_exit: OnExit::Detach,
             pin_path: "/sys/fs/bpf/x".into(),
@@ -210,8 +232,20 @@ fn every_error_has_place_key_value_and_remedy() {
         (&["[firewall]\nblocked_ips = [\"1.2.3.0/24\"]"], "4:16: firewall.blocked_ips: \"1.2.3.0/24\" is not an IP address; write \"203.0.113.50\" or \"2001:db8::1\"".into()),
         (&["[firewall]\nblocked_cidrs = [\"1.2.3.4\"]"], "4:18: firewall.blocked_cidrs: \"1.2.3.4\" is not a CIDR; write \"198.51.100.0/24\" or \"2001:db8::/32\"".into()),
         (&["[firewall]\nallowed_cidrs = [\"1.2.3.4/24\"]"], "4:18: firewall.allowed_cidrs: \"1.2.3.4/24\" has host bits set; the canonical CIDR is \"1.2.3.0/24\"".into()),
-        (&["[firewall]\nrate_limit = -1"], "4:14: firewall.rate_limit must not be negative: -1; write 0 for no limit".into()),
+        (&["[firewall]\nrate_limit = -1"], "4:14: firewall.rate_limit must be from 0 to 4294967295: -1; write 0".into()),
+        (&["[firewall]\nrate_limit = 4294967296"], "4:14: firewall.rate_limit must be from 0 to 4294967295: 4294967296; write 0".into()),
         (&["[firewall]\nrate_window = \"0s\""], "4:15: firewall.rate_window must be above 0; write \"10s\"".into()),
+        (&["[firewall]\nrate_window = \"3601s\""], "4:15: firewall.rate_window must be at most 1h; write \"10s\"".into()),
+        (&["[firewall]\nrate_prefix_v4 = 7"], "4:18: firewall.rate_prefix_v4 must be from 8 to 32: 7; write 32".into()),
+        (&["[firewall]\nrate_prefix_v6 = 65"], "4:18: firewall.rate_prefix_v6 must be from 16 to 64: 65; write 64".into()),
+        (&["[firewall]\nmax_bans = 0"], "4:12: firewall.max_bans must be from 1 to 1048576: 0; write 65536".into()),
+        (&["[firewall]\nmax_bans = 1048577"], "4:12: firewall.max_bans must be from 1 to 1048576: 1048577; write 65536".into()),
+        (&["[firewall]\nauto_ban = 3"], "4:12: firewall.auto_ban: an integer (3) where a table belongs; write [firewall.auto_ban] above its keys".into()),
+        (&["[firewall.auto_ban]\nafter = -1"], "4:9: firewall.auto_ban.after must be from 0 to 4294967295: -1; write 0".into()),
+        (&["[firewall.auto_ban]\nwithin = \"2h\""], "4:10: firewall.auto_ban.within must be at most 1h; write \"60s\"".into()),
+        (&["[firewall.auto_ban]\nttl = \"0s\""], "4:7: firewall.auto_ban.ttl must be above 0; write \"600s\"".into()),
+        (&["[xdp]\nrequire_native = true"], "4:18: xdp.require_native = true with no xdp.interfaces; write interfaces = [\"eth0\"] or require_native = false".into()),
+        (&["[xdp]\ninterfaces = [\"a\"]\nmode = \"generic\"\nrequire_native = true"], "6:18: xdp.require_native = true with xdp.mode = \"generic\"; write mode = \"auto\" or require_native = false".into()),
         // Deadlines.
         (&["[proxy]\nconnect_timeout = \"-5s\""], "4:19: proxy.connect_timeout must not be negative: \"-5s\"; write \"5s\"".into()),
         (&["[proxy]\nhandshake_timeout = \"-1ms\""], "4:21: proxy.handshake_timeout must not be negative: \"-1ms\"; write \"5s\"".into()),
@@ -269,7 +303,6 @@ fn features_of_later_versions_are_refused() {
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
         (format!("{route}send_proxy_protocol = true"), "8:23: listeners.routes.send_proxy_protocol = true"),
         (format!("{route}transparent = true"), "8:15: listeners.routes.transparent = true"),
-        ("[firewall]\nrate_limit = 0x10".to_owned(), "4:14: firewall.rate_limit = 16"),
         ("[proxy]\nsplice = \"sockmap\"".to_owned(), "4:10: proxy.splice = \"sockmap\""),
         ("[grpc]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: grpc.addr = \"127.0.0.1:9090\""),
         ("[grpc]\naddr = \":9090\"".to_owned(), "4:8: grpc.addr = \":9090\""),
@@ -388,7 +421,7 @@ fn the_environment_wins() {
     assert!(config.xdp.required);
     assert_eq!(config.grpc, None);
     assert_eq!(config.log.format, LogFormat::Json);
-    let subjects = config.seed.rules.iter().map(|rule| rule.subject).collect::<Vec<_>>();
+    let subjects = config.seed.rules.iter().map(|rule| rule.key.subject).collect::<Vec<_>>();
     assert_eq!(subjects, [Subject::ip("192.0.2.1").unwrap(), Subject::ip("192.0.2.2").unwrap()]);
 }
 
@@ -432,9 +465,14 @@ fn bad_variables_are_named() {
             "MCPROXY_PROXY_IDLE_TIMEOUT: proxy.idle_timeout must not be negative: -5s; write \"5s\"",
         ),
         (
-            "MCPROXY_FIREWALL_RATE_LIMIT",
-            "5",
-            "MCPROXY_FIREWALL_RATE_LIMIT: firewall.rate_limit = 5 is not available in mc-proxy 0.1.0; remove it or write 0",
+            "MCPROXY_FIREWALL_AUTO_BAN_AFTER",
+            "-5",
+            "MCPROXY_FIREWALL_AUTO_BAN_AFTER: firewall.auto_ban.after must be from 0 to 4294967295: -5; write 0",
+        ),
+        (
+            "MCPROXY_METRICS_ADDR",
+            ":1",
+            "MCPROXY_METRICS_ADDR: metrics.addr = :1 is not available in mc-proxy 0.1.0; remove it",
         ),
     ] {
         let errors = parse(DATABASE, "f.toml", [(name, value)]).unwrap_err();
@@ -505,6 +543,7 @@ fn the_commented_lines_of_the_example_are_true() {
     let defaults = valid("").config;
     assert_eq!(config.proxy, defaults.proxy);
     assert_eq!(config.xdp, defaults.xdp);
+    assert_eq!(Firewall { geoip_db: None, ..config.firewall }, defaults.firewall);
     assert_eq!(config.log, defaults.log);
 }
 

@@ -17,7 +17,6 @@ const UNAVAILABLE: &[Unavailable] = &[
     Unavailable { key: "listeners.routes.mode", is_on: |v| v == "l7", remedy: "remove it or write \"l4\"" },
     Unavailable { key: "listeners.routes.send_proxy_protocol", is_on: is_true, remedy: "remove it" },
     Unavailable { key: "listeners.routes.transparent", is_on: is_true, remedy: "remove it" },
-    Unavailable { key: "firewall.rate_limit", is_on: is_positive, remedy: "remove it or write 0" },
     Unavailable { key: "proxy.splice", is_on: |v| v == "sockmap", remedy: "remove it or write \"auto\"" },
     Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
     Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
@@ -32,10 +31,6 @@ pub(super) fn remedy(key: &str, value: &str) -> Option<&'static str> {
 
 fn is_true(value: &str) -> bool {
     value == "true"
-}
-
-fn is_positive(value: &str) -> bool {
-    value.parse::<i64>().is_ok_and(|value| value > 0)
 }
 
 /// `host:port`, with anything for a host.

@@ -4,15 +4,23 @@
 //! goes the same way: database (one transaction), memory (a new snapshot), kernel. When a method here has returned `Ok`
 //! the change is in force; when it returned an error nothing has changed.
 
+mod bans;
+mod firewall;
 #[cfg(test)]
 mod tests;
 mod thread;
 
+pub use bans::{Bans, has_backend, log_ban};
+pub(crate) use firewall::FirewallCommand;
+pub use firewall::{
+    ChangeOptions, ChangeSummary, Considered, DropEvent, ExplainRequest, Explanation, FirewallStatus, GeoIpStatus,
+    GroupImport, GroupStatus, IMPORT_MAX, KernelAnswer, ListedRule, NewRule, Pending, Plane, RuleFilter, Verdict,
+};
 pub use thread::{Owned, start};
 
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     desired::{L7Policy, Route, Target},
@@ -25,6 +33,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Control {
     commands: mpsc::Sender<Command>,
+    drops: broadcast::Sender<DropEvent>,
 }
 
 /// Why a change did not happen.
@@ -64,6 +73,8 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// The kernel plane.
     pub plane: PlaneStatus,
+    /// The firewall beside it.
+    pub firewall: FirewallStatus,
     /// Connections by how they ended; every outcome, also those that never happened.
     pub outcomes: Vec<(&'static str, u64)>,
     /// Bytes from clients to backends.
@@ -102,6 +113,7 @@ pub(crate) enum Command {
     SetMaxConnections(String, u64, Reply<()>),
     Status(Reply<Status>),
     ReloadGeoIp(Reply<bool>),
+    Firewall(FirewallCommand),
     Stop(Reply<()>),
 }
 
@@ -114,6 +126,7 @@ impl Command {
             Self::Rules(reply) => reply.is_closed(),
             Self::Status(reply) => reply.is_closed(),
             Self::ReloadGeoIp(reply) => reply.is_closed(),
+            Self::Firewall(command) => command.is_abandoned(),
             Self::AddRoute(_, _, reply)
             | Self::RemoveRoute(_, _, reply)
             | Self::AddPolicy(_, _, _, reply)
@@ -129,11 +142,15 @@ impl Command {
 type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
 impl Control {
+    fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands, drops: broadcast::Sender::new(firewall::DROPS) }
+    }
+
     /// A handle whose commands a test answers.
     #[cfg(test)]
     pub(crate) fn answered_by_test() -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(16);
-        (Self { commands }, receiver)
+        (Self::new(commands), receiver)
     }
 
     /// Routes of a listener.

@@ -14,9 +14,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     config::{Proxy, Refuse, Splice},
-    conn::{Counters, Edge, Listening},
+    conn::{Counters, Edge, Listening, Offences},
     desired::{Desired, L7PolicyKind, Listener},
-    firewall::{Action, Firewall, RuleSet},
+    firewall::{Firewall, RuleSet},
     net::resolve::Resolver,
     store::Store,
     xdp::{Change, Dataplane, PlaneError, Repairs},
@@ -81,6 +81,7 @@ impl Bench {
             firewall: Firewall::default(),
             resolver: Resolver::default(),
             counters: Counters::default(),
+            offences: Offences::ignored(),
             proxy: Proxy {
                 connect_timeout: second,
                 handshake_timeout: second,
@@ -113,7 +114,7 @@ impl Bench {
 }
 
 fn block(text: &str) -> Rule {
-    Rule { action: Action::Block, subject: text.parse().unwrap() }
+    Rule::block(text.parse().unwrap())
 }
 
 fn route(hostname: &str, backend: &str) -> Route {

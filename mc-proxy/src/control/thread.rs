@@ -9,13 +9,16 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Command, Control, ControlError, ListenerRoutes, ListenerStatus, Reply, Status};
+use super::{
+    Command, Control, ControlError, FirewallCommand, FirewallStatus, GeoIpStatus, ListenerRoutes, ListenerStatus,
+    Reply, Status,
+};
 use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Route},
-    firewall::{Action, GeoIp, Rule, Subject},
+    firewall::{Action, GeoIp, Rule, RuleKey, Subject},
     route::{Pattern, RouteTable},
-    store::{Store, StoreError},
+    store::{self, Store, StoreError},
     telemetry::describe,
     xdp::{Change, Dataplane, Repairs},
 };
@@ -59,7 +62,7 @@ pub fn start(owned: Owned) -> std::io::Result<(Control, JoinHandle<()>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     let thread = Thread { owned, started_at: SystemTime::now(), started: Instant::now(), trouble: String::new() };
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || thread.run(queue, &runtime))?;
-    Ok((Control { commands }, thread))
+    Ok((Control::new(commands), thread))
 }
 
 impl Thread {
@@ -115,6 +118,7 @@ impl Thread {
             }
             Command::Status(reply) => answer(reply, Ok(self.status())),
             Command::ReloadGeoIp(reply) => answer(reply, self.reload_geoip()),
+            Command::Firewall(command) => refuse(command),
             Command::Stop(reply) => answer(reply, Err(ControlError::Stopping)),
         }
     }
@@ -197,31 +201,33 @@ impl Thread {
     }
 
     fn add_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
-        if matches!(rule.subject, Subject::Country(_)) && self.owned.edge.firewall.geoip.load().is_none() {
+        if matches!(rule.key.subject, Subject::Country(_)) && self.owned.edge.firewall.geoip.load().is_none() {
             return Err(ControlError::Refused(
                 "firewall: geoip_db is required to block a country; set firewall.geoip_db and restart the daemon"
                     .into(),
             ));
         }
-        let is_new = self.owned.store.insert_rule(&rule).map_err(failed)?;
+        let is_new = !self.owned.edge.firewall.rules.load().contains(&rule);
+        self.owned.store.apply([store::Change::Put(rule, None)]).map_err(failed)?;
         let before = self.owned.edge.firewall.rules.load_full();
         let mut after = (*before).clone();
         after.insert(rule);
         self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
         let Err(error) = self.owned.plane.apply(Change::Added(rule), &after) else { return Ok(()) };
-        if is_new && self.undo("rule added", |store| store.delete_rule(&rule).map(|_| ())) {
+        if is_new && self.undo("rule added", |store| store.apply([store::Change::Remove(rule.key)])) {
             self.owned.edge.firewall.rules.store(before);
         }
         Err(ControlError::Failed(describe(&error)))
     }
 
     fn no_rule(&self, rule: Rule) -> String {
-        let (word, other, word_of_other) = match rule.action {
-            Action::Block => ("block", Action::Allow, "allow"),
+        let (word, other, word_of_other) = match rule.key.action {
+            Action::Block | Action::Count => ("block", Action::Allow, "allow"),
             Action::Allow => ("allow", Action::Block, "block"),
         };
-        let subject = rule.subject;
-        if self.owned.edge.firewall.rules.load().contains(&Rule { action: other, subject }) {
+        let subject = rule.key.subject;
+        if self.owned.edge.firewall.rules.load().contains(&Rule { key: RuleKey { action: other, ..rule.key }, ..rule })
+        {
             format!("rule: there is no {word} rule for {subject}, but an {word_of_other} rule")
         } else {
             format!("rule: there is no {word} rule for {subject}")
@@ -229,15 +235,16 @@ impl Thread {
     }
 
     fn remove_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
-        if !self.owned.store.delete_rule(&rule).map_err(failed)? {
+        if !self.owned.edge.firewall.rules.load().contains(&rule) {
             return Err(ControlError::NotFound(self.no_rule(rule)));
         }
+        self.owned.store.apply([store::Change::Remove(rule.key)]).map_err(failed)?;
         let before = self.owned.edge.firewall.rules.load_full();
         let mut after = (*before).clone();
         after.remove(&rule);
         self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
         let Err(error) = self.owned.plane.apply(Change::Removed(rule), &after) else { return Ok(()) };
-        if self.undo("rule removed", |store| store.insert_rule(&rule).map(|_| ())) {
+        if self.undo("rule removed", |store| store.apply([store::Change::Put(rule, None)])) {
             self.owned.edge.firewall.rules.store(before);
         }
         Err(ControlError::Failed(describe(&error)))
@@ -282,6 +289,14 @@ impl Thread {
                 })
                 .collect(),
             plane: plane.status(),
+            firewall: FirewallStatus {
+                geoip: edge.firewall.geoip.load().as_ref().map(|geoip| GeoIpStatus {
+                    database_type: geoip.database_type().to_owned(),
+                    built_at: geoip.built_at(),
+                }),
+                rules: edge.firewall.rules.load().len() as u64,
+                ..FirewallStatus::default()
+            },
             outcomes: edge.counters.outcomes(),
             client_bytes,
             backend_bytes,
@@ -319,6 +334,19 @@ impl Thread {
 
     fn stop(&mut self) -> Result<(), ControlError> {
         self.owned.plane.shutdown().map_err(|error| ControlError::Failed(describe(&error)))
+    }
+}
+
+fn refuse(command: FirewallCommand) {
+    let refused = || ControlError::Refused("firewall: this daemon does not manage groups of rules yet".to_owned());
+    match command {
+        FirewallCommand::PutRules(_, _, reply)
+        | FirewallCommand::RemoveRules(_, _, reply)
+        | FirewallCommand::ReplaceGroup(_, _, reply) => answer(reply, Err(refused())),
+        FirewallCommand::List(_, _, _, reply) => answer(reply, Err(refused())),
+        FirewallCommand::Groups(reply) => answer(reply, Err(refused())),
+        FirewallCommand::Explain(_, reply) => answer(reply, Err(refused())),
+        FirewallCommand::Confirm(_, reply) | FirewallCommand::Revert(_, reply) => answer(reply, Err(refused())),
     }
 }
 

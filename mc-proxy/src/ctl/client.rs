@@ -11,18 +11,21 @@ use hyper_util::rt::TokioIo;
 use mc_proxy_proto::v1::proxy_admin_service_client::ProxyAdminServiceClient;
 use tokio::{net::UnixStream, time::timeout};
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Request, Response, Status, Streaming,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::exit::Exit;
+use crate::{exit::Exit, firewall::list::ListErrors};
 
 /// For the connection, and for each call.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A million rules are some 40 MB; more than this is not an answer of mc-proxy.
+/// For a list, which the daemon takes 5 minutes for at most.
+pub(super) const UPLOAD_DEADLINE: Duration = Duration::from_secs(5 * 60 + 10);
+
+/// 100,000 rules are some 30 MB; more than this is not an answer of mc-proxy.
 const ANSWER_MAX: usize = 256 * 1024 * 1024;
 
 type Timed = InterceptedService<Channel, Deadline>;
@@ -60,12 +63,41 @@ pub enum CtlError {
         #[source]
         source: Box<Self>,
     },
+    /// The list cannot be read.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The list has lines that cannot be read.
+    #[error("{list}: nothing has been changed\n{errors}")]
+    BadList {
+        /// File, or stdin.
+        list: String,
+        /// Line by line.
+        errors: ListErrors,
+    },
+    /// The list would empty its group.
+    #[error("{0} has no entries; nothing has been changed (--allow-empty empties the group)")]
+    EmptyList(String),
+    /// More than the daemon takes.
+    #[error("{list} has {entries} entries, of which a group takes {max}; nothing has been changed")]
+    LongList {
+        /// File, or stdin.
+        list: String,
+        /// After aggregation.
+        entries: usize,
+        /// What the daemon takes.
+        max: usize,
+    },
     /// The daemon is there and does not answer.
     #[error(
         "mc-proxy did not answer within {} s; whether a change was made is not known, list to find out",
-        DEADLINE.as_secs()
+        .0.as_secs()
     )]
-    NoAnswer,
+    NoAnswer(Duration),
     /// The daemon says that it is not serving.
     #[error("the daemon is not serving: {0}")]
     NotServing(&'static str),
@@ -104,12 +136,47 @@ impl Client {
 
 /// Awaits a call and takes the message out of its answer.
 pub(super) async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, CtlError> {
+    answer_within(DEADLINE, call).await
+}
+
+/// The same for a call that may take longer.
+pub(super) async fn answer_within<T>(
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CtlError> {
     // The server keeps the same deadline; this one is for a server that does not, and for the body of the answer.
-    match timeout(DEADLINE + Duration::from_secs(1), call).await {
+    match timeout(deadline + Duration::from_secs(1), call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) => Err(CtlError::NoAnswer),
-        Ok(Err(status)) => Err(CtlError::Call(Box::new(status))),
-        Err(_) => Err(CtlError::NoAnswer),
+        Ok(Err(status)) => Err(failure(status, deadline)),
+        Err(_) => Err(CtlError::NoAnswer(deadline)),
+    }
+}
+
+/// The next message of a stream, however long that takes; `None` at the end.
+pub(super) async fn next<T>(stream: &mut Streaming<T>) -> Result<Option<T>, CtlError> {
+    stream.message().await.map_err(|status| failure(status, DEADLINE))
+}
+
+fn failure(status: Status, deadline: Duration) -> CtlError {
+    if matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled) {
+        CtlError::NoAnswer(deadline)
+    } else {
+        CtlError::Call(Box::new(status))
+    }
+}
+
+/// An answer in pages, with a deadline on each.
+pub(super) struct Pages<T>(Streaming<T>);
+
+impl<T> Pages<T> {
+    pub(super) async fn new(
+        call: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
+    ) -> Result<Self, CtlError> {
+        answer(call).await.map(Self)
+    }
+
+    pub(super) async fn next(&mut self) -> Result<Option<T>, CtlError> {
+        timeout(DEADLINE, next(&mut self.0)).await.unwrap_or(Err(CtlError::NoAnswer(DEADLINE)))
     }
 }
 
@@ -125,21 +192,29 @@ impl CtlError {
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Exit::NoPermission,
             Self::Connect { .. } => Exit::Unavailable,
             Self::Call(status) if status.code() == Code::Unavailable => Exit::Unavailable,
-            Self::Call(_) | Self::NotServing(_) | Self::Output(_) => Exit::Failure,
+            Self::Call(_)
+            | Self::File { .. }
+            | Self::BadList { .. }
+            | Self::EmptyList(_)
+            | Self::LongList { .. }
+            | Self::NotServing(_)
+            | Self::Output(_) => Exit::Failure,
             Self::Partly { source, .. } => source.exit(),
-            Self::NoAnswer => Exit::TryLater,
+            Self::NoAnswer(_) => Exit::TryLater,
             Self::Runtime(_) => Exit::Internal,
         }
     }
 }
 
-/// Sends `grpc-timeout` with every request.
+/// Sends `grpc-timeout` with every request that has none.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline;
 
 impl Interceptor for Deadline {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.set_timeout(DEADLINE);
+        if !request.metadata().contains_key("grpc-timeout") {
+            request.set_timeout(DEADLINE);
+        }
         Ok(request)
     }
 }
@@ -161,7 +236,7 @@ fn remedy(error: &io::Error) -> &'static str {
 fn describe(status: &Status) -> String {
     let text = status.message();
     match status.code() {
-        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => text.to_owned(),
+        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => text.to_owned(),
         Code::Unimplemented => "the daemon does not know this call: it is of another version".to_owned(),
         code => format!("the daemon failed: {text} ({code:?})"),
     }

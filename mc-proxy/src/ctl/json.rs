@@ -10,8 +10,17 @@
 //! | `policies add`, `remove` | `{"listener_addr", "hostname", "policy"}` |
 //! | `listeners list` | `{"listeners": [ListenerStatus]}` |
 //! | `listeners set-max-connections` | `{"listener_addr", "max_connections"}` |
-//! | `firewall list`, `add`, `remove` | `{"rules": [FirewallRule]}`; enumerations by name |
+//! | `firewall list`, `add`, `remove` | `{"rules": [FirewallRule]}`; enumerations by name; not `list`: `"summary"` |
+//! | `firewall import` | `{"group", "entries", "list": {}, "summary": FirewallChangeSummary}` |
+//! | `firewall export` | `{"group", "written", "countries", "others", "ending"}` |
+//! | `firewall groups` | `{"groups": [FirewallGroup]}` |
+//! | `firewall explain` | `ExplainFirewallResponse` with `source` |
+//! | `firewall watch` | one `DropEvent` a line, or `{"missed"}` |
+//! | `firewall top` | a line `{"seconds", "groups": [], "sources": [], "missed"}` |
+//! | `firewall confirm`, `revert` | `{"confirmed": true}`, `{"reverted": true}` |
 //! | `health` | `{"service", "status": "SERVING"}` |
+
+use std::net::IpAddr;
 
 use mc_proxy_proto::v1;
 use serde_json::{Value, json};
@@ -21,7 +30,7 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
     let outcomes = status.outcomes.iter().map(|o| json!({"outcome": o.outcome, "connections": o.connections}));
     json!({
         "version": status.version,
-        "started_at": status.started_at.as_ref().map(ToString::to_string),
+        "started_at": time(status.started_at.as_ref()),
         "uptime_seconds": status.uptime_seconds,
         "total_connections": status.total_connections,
         "listeners": status.listeners.iter().map(listener).collect::<Value>(),
@@ -29,6 +38,7 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
         "outcomes": outcomes.collect::<Value>(),
         "client_bytes": status.client_bytes,
         "backend_bytes": status.backend_bytes,
+        "firewall": status.firewall.as_ref().map(firewall),
     })
 }
 
@@ -69,12 +79,104 @@ pub(super) fn policy(policy: &v1::L7Policy) -> Value {
     json!({"type": policy.r#type, "value": policy.value})
 }
 
-pub(super) fn rules(rules: &[v1::FirewallRule]) -> Value {
-    json!({"rules": rules.iter().map(rule).collect::<Value>()})
+pub(super) fn rule(rule: &v1::FirewallRule) -> Value {
+    json!({
+        "type": rule.r#type().as_str_name(),
+        "value": rule.value,
+        "action": rule.action().as_str_name(),
+        "group": rule.group,
+        "scope": rule.scope,
+        "expires_at": time(rule.expires_at.as_ref()),
+        "comment": rule.comment,
+        "created_at": time(rule.created_at.as_ref()),
+    })
 }
 
-fn rule(rule: &v1::FirewallRule) -> Value {
-    json!({"type": rule.r#type().as_str_name(), "value": rule.value, "action": rule.action().as_str_name()})
+pub(super) fn summary(summary: &v1::FirewallChangeSummary) -> Value {
+    json!({
+        "added": summary.added,
+        "replaced": summary.replaced,
+        "removed": summary.removed,
+        "unchanged": summary.unchanged,
+        "confirm_by": time(summary.confirm_by.as_ref()),
+        "confirm_id": summary.confirm_id,
+        "dry_run": summary.dry_run,
+    })
+}
+
+pub(super) fn group(group: &v1::FirewallGroup) -> Value {
+    json!({
+        "name": group.name,
+        "rules": group.rules,
+        "dropped_packets": group.dropped_packets,
+        "dropped_bytes": group.dropped_bytes,
+        "shadow_packets": group.shadow_packets,
+        "shadow_bytes": group.shadow_bytes,
+    })
+}
+
+pub(super) fn explanation(source: &IpAddr, explained: &v1::ExplainFirewallResponse) -> Value {
+    let considered = explained.considered.iter().map(|considered| {
+        json!({
+            "rule": considered.rule.as_ref().map(rule),
+            "tier": considered.tier,
+            "holds": considered.holds,
+            "why": considered.why,
+        })
+    });
+    let kernel = explained.kernel.as_ref().map(|kernel| {
+        json!({"ran": kernel.ran, "drop": kernel.drop, "reason": kernel.reason, "not_attached": kernel.not_attached})
+    });
+    json!({
+        "source": source.to_string(),
+        "verdict": explained.verdict,
+        "reason": explained.reason,
+        "decisive": explained.decisive.as_ref().map(rule),
+        "considered": considered.collect::<Value>(),
+        "country": explained.country,
+        "kernel": kernel,
+        "user": explained.user,
+        "route": explained.route,
+    })
+}
+
+pub(super) fn drop_event(event: &v1::DropEvent) -> Value {
+    json!({
+        "at": time(event.at.as_ref()),
+        "interface": event.interface,
+        "reason": event.reason,
+        "group": event.group,
+        "source": event.source,
+        "port": event.port,
+        "bytes": event.bytes,
+        "plane": event.plane,
+        "sampled": event.sampled,
+    })
+}
+
+fn time(at: Option<&prost_types::Timestamp>) -> Option<String> {
+    at.map(ToString::to_string)
+}
+
+fn firewall(firewall: &v1::FirewallStatus) -> Value {
+    let geoip = firewall.geoip.as_ref().map(|geoip| {
+        json!({
+            "database_type": geoip.database_type,
+            "built_at": time(geoip.built_at.as_ref()),
+            "age_seconds": geoip.age_seconds,
+        })
+    });
+    let pending = firewall
+        .pending
+        .as_ref()
+        .map(|pending| json!({"id": pending.id, "confirm_by": time(pending.confirm_by.as_ref())}));
+    json!({
+        "geoip": geoip,
+        "groups": firewall.groups.iter().map(group).collect::<Value>(),
+        "pending": pending,
+        "bans": firewall.bans,
+        "rules": firewall.rules,
+    })
 }
 
 fn kernel(kernel: &v1::KernelPlaneStatus) -> Value {
@@ -86,6 +188,10 @@ fn kernel(kernel: &v1::KernelPlaneStatus) -> Value {
             "program_id": i.program_id,
             "error": i.error,
             "adopted": i.adopted,
+            "driver": i.driver,
+            "mtu": i.mtu,
+            "mode_reason": i.mode_reason,
+            "foreign_program_id": i.foreign_program_id,
         })
     });
     json!({
@@ -96,5 +202,7 @@ fn kernel(kernel: &v1::KernelPlaneStatus) -> Value {
         "dropped_packets": kernel.dropped_packets,
         "dropped_bytes": kernel.dropped_bytes,
         "counters": counters.collect::<Value>(),
+        "map_memory_bytes": kernel.map_memory_bytes,
+        "generation": kernel.generation,
     })
 }

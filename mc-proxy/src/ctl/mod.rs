@@ -17,7 +17,7 @@ mod status;
 mod tests;
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,7 @@ use crate::exit::Exit;
 pub use client::CtlError;
 
 use client::Client;
-use output::Output;
+use output::{Output, Terminals};
 
 /// Where the daemon listens in the layout of the runbook.
 const DEFAULT_SOCKET: &str = "/srv/mc-proxy/mc-proxy.sock";
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, global = true, value_name = "PATH", env = "MCPROXYCTL_SOCKET", default_value = DEFAULT_SOCKET)]
     #[arg(value_parser = socket_path)]
     socket: PathBuf,
-    /// Write one JSON object instead of text.
+    /// Write one JSON object instead of text; `watch` and `top` write one a line.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -64,7 +64,7 @@ enum Command {
     /// Listeners and their limits.
     #[command(subcommand)]
     Listeners(listeners::Command),
-    /// Firewall rules.
+    /// Firewall rules: groups, lists, what they drop and why.
     #[command(subcommand)]
     Firewall(firewall::Command),
     /// Whether the daemon is serving, as `grpc.health.v1` has it.
@@ -73,7 +73,7 @@ enum Command {
 
 /// Runs the command and says on stderr why it failed, if it did.
 pub fn run(args: Args) -> Exit {
-    report("mcproxyctl", block_on(execute(args, &mut io::stdout().lock(), &mut io::stderr())))
+    report("mcproxyctl", on_terminal(args))
 }
 
 /// As `grpc.addr` is written, with or without `unix:`.
@@ -84,7 +84,13 @@ fn socket_path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
 /// `status` of the daemon behind `socket`, for `mc-proxy status`.
 pub(crate) fn print_status(program: &str, socket: &Path, is_json: bool) -> Exit {
     let command = Args { socket: socket.to_owned(), json: is_json, command: Command::Status };
-    report(program, block_on(execute(command, &mut io::stdout().lock(), &mut io::stderr())))
+    report(program, on_terminal(command))
+}
+
+fn on_terminal(args: Args) -> Result<(), CtlError> {
+    let (mut data, mut talk) = (io::stdout().lock(), io::stderr());
+    let terminals = Terminals { data: data.is_terminal(), talk: talk.is_terminal() };
+    block_on(execute(args, &mut data, &mut talk, terminals))
 }
 
 fn block_on(work: impl Future<Output = Result<(), CtlError>>) -> Result<(), CtlError> {
@@ -92,15 +98,23 @@ fn block_on(work: impl Future<Output = Result<(), CtlError>>) -> Result<(), CtlE
     runtime.block_on(work)
 }
 
-async fn execute(args: Args, data: &mut dyn Write, talk: &mut dyn Write) -> Result<(), CtlError> {
+async fn execute(
+    mut args: Args,
+    data: &mut dyn Write,
+    talk: &mut dyn Write,
+    terminals: Terminals,
+) -> Result<(), CtlError> {
+    let mut out = Output::new(args.json, data, talk, terminals);
+    if let Command::Firewall(command) = &mut args.command {
+        command.prepare(&mut out)?;
+    }
     let mut client = Client::connect(&args.socket).await?;
-    let mut out = Output::new(args.json, data, talk);
     match args.command {
         Command::Status => status::run(&mut client, &mut out).await,
         Command::Routes(command) => routes::run(command, &mut client, &mut out).await,
         Command::Policies(command) => policies::run(command, &mut client, &mut out).await,
         Command::Listeners(command) => listeners::run(command, &mut client, &mut out).await,
-        Command::Firewall(command) => firewall::run(command, &mut client, &mut out).await,
+        Command::Firewall(command) => firewall::run(command, &args.socket, &mut client, &mut out).await,
         Command::Health(args) => health::run(args, &mut client, &mut out).await,
     }?;
     out.flush()

@@ -28,6 +28,9 @@ fn text(status: &v1::GetStatusResponse) -> String {
     if let Some(kernel) = &status.kernel {
         write_kernel(&mut out, kernel);
     }
+    if let Some(firewall) = &status.firewall {
+        write_firewall(&mut out, firewall);
+    }
     let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
     if !ended.is_empty() {
         let _ = write!(out, "ended:");
@@ -66,9 +69,48 @@ fn write_kernel(out: &mut String, kernel: &v1::KernelPlaneStatus) {
             "" => writeln!(out, "{name} xdp=none ({})", printable(&interface.error)),
             mode => {
                 let adopted = if interface.adopted { " adopted" } else { "" };
-                writeln!(out, "{name} xdp={} program={}{adopted}", printable(mode), interface.program_id)
+                writeln!(
+                    out,
+                    "{name} xdp={} program={}{adopted}{}",
+                    printable(mode),
+                    interface.program_id,
+                    link(interface)
+                )
             }
         };
+    }
+}
+
+/// What is known of the interface beyond its program.
+fn link(interface: &v1::InterfaceStatus) -> String {
+    let mut text = String::new();
+    if !interface.driver.is_empty() {
+        let _ = write!(text, " driver={}", printable(&interface.driver));
+    }
+    if interface.mtu > 0 {
+        let _ = write!(text, " mtu={}", interface.mtu);
+    }
+    if !interface.mode_reason.is_empty() {
+        let _ = write!(text, " ({})", printable(&interface.mode_reason));
+    }
+    text
+}
+
+fn write_firewall(out: &mut String, firewall: &v1::FirewallStatus) {
+    let v1::FirewallStatus { rules, bans, groups, .. } = firewall;
+    let _ = write!(out, "firewall: rules={rules} groups={} bans={bans}", groups.len());
+    let _ = match &firewall.geoip {
+        Some(geoip) => {
+            let days = geoip.age_seconds / (24 * 3600);
+            writeln!(out, " geoip={} age={days}d", printable(&geoip.database_type))
+        }
+        None => writeln!(out),
+    };
+    if let Some(v1::PendingConfirmation { id, confirm_by: Some(confirm_by) }) = &firewall.pending {
+        let _ = writeln!(
+            out,
+            "change {id} is taken back at {confirm_by} unless confirmed: mcproxyctl firewall confirm {id}"
+        );
     }
 }
 
@@ -107,6 +149,9 @@ mod tests {
             program_id: 57,
             error: error.into(),
             adopted: mode == "generic",
+            driver: if mode == "generic" { "dummy".into() } else { String::new() },
+            mode_reason: if mode == "generic" { "the driver has no XDP".into() } else { String::new() },
+            ..v1::InterfaceStatus::default()
         };
         let mut kernel = v1::KernelPlaneStatus {
             active: true,
@@ -125,7 +170,7 @@ mod tests {
             [
                 "kernel: on rules=3 dropped_packets=8 dropped_bytes=480",
                 "eth0 xdp=native program=57",
-                "eth1 xdp=generic program=57 adopted",
+                "eth1 xdp=generic program=57 adopted driver=dummy (the driver has no XDP)",
             ]
         );
         kernel.active = false;
@@ -137,6 +182,22 @@ mod tests {
                 "kernel: off rules=3 dropped_packets=8 dropped_bytes=480 (CAP_BPF is missing\\n)",
                 "eth0 xdp=none (program 12 is attached by somebody else)",
             ]
+        );
+    }
+
+    #[test]
+    fn a_change_that_waits_is_shown() {
+        let mut out = String::new();
+        let pending =
+            v1::PendingConfirmation { id: 7, confirm_by: Some(prost_types::Timestamp { seconds: 60, nanos: 0 }) };
+        write_firewall(
+            &mut out,
+            &v1::FirewallStatus { rules: 3, bans: 1, pending: Some(pending), ..v1::FirewallStatus::default() },
+        );
+        assert_eq!(
+            out,
+            "firewall: rules=3 groups=0 bans=1\nchange 7 is taken back at 1970-01-01T00:01:00Z unless confirmed: \
+             mcproxyctl firewall confirm 7\n"
         );
     }
 

@@ -3,76 +3,39 @@
 use super::*;
 use crate::admin::tests::Served;
 
-struct Ran {
-    data: String,
-    talk: String,
-    result: Result<(), CtlError>,
+pub(super) struct Ran {
+    pub(super) data: String,
+    pub(super) talk: String,
+    pub(super) result: Result<(), CtlError>,
 }
 
-async fn run_on(socket: &Path, line: &[&str]) -> Ran {
+pub(super) async fn run_on(socket: &Path, line: &[&str]) -> Ran {
     let socket = socket.to_str().unwrap();
     let args = Args::try_parse_from(["mcproxyctl", "--socket", socket].iter().chain(line)).unwrap();
     let (mut data, mut talk) = (Vec::new(), Vec::new());
-    let result = execute(args, &mut data, &mut talk).await;
+    let result = execute(args, &mut data, &mut talk, Terminals::default()).await;
     Ran { data: String::from_utf8(data).unwrap(), talk: String::from_utf8(talk).unwrap(), result }
 }
 
 /// A command that has to succeed: its stdout and stderr.
-async fn ok(served: &Served, line: &[&str]) -> (String, String) {
+pub(super) async fn ok(served: &Served, line: &[&str]) -> (String, String) {
     let ran = run_on(&served.path, line).await;
     assert!(ran.result.is_ok(), "{line:?}: {:?}", ran.result);
     (ran.data, ran.talk)
 }
 
-async fn json(served: &Served, line: &[&str]) -> serde_json::Value {
+pub(super) async fn json(served: &Served, line: &[&str]) -> serde_json::Value {
     let line = line.iter().copied().chain(["--json"]).collect::<Vec<_>>();
     let (data, talk) = ok(served, &line).await;
     assert_eq!(talk, "");
     serde_json::from_str(&data).unwrap()
 }
 
-async fn refused(served: &Served, line: &[&str]) -> (String, Exit) {
+pub(super) async fn refused(served: &Served, line: &[&str]) -> (String, Exit) {
     let ran = run_on(&served.path, line).await;
     assert_eq!(ran.data, "");
     let error = ran.result.unwrap_err();
     (error.to_string(), error.exit())
-}
-
-#[tokio::test]
-async fn firewall() {
-    let served = Served::start();
-    let add = ["firewall", "add", "203.0.113.50", "198.51.100.0/24", "ru"];
-    assert_eq!(
-        ok(&served, &add).await,
-        (String::new(), "blocked 203.0.113.50\nblocked 198.51.100.0/24\nblocked RU\n".to_owned())
-    );
-    ok(&served, &["firewall", "add", "--allow", "2001:db8::/32"]).await;
-    let (table, _) = ok(&served, &["firewall", "list"]).await;
-    assert_eq!(
-        table,
-        "ACTION  TYPE     VALUE\nblock   cidr     198.51.100.0/24\nblock   ip       203.0.113.50\n\
-         block   country  RU\nallow   cidr     2001:db8::/32\n"
-    );
-    let removed = json(&served, &["firewall", "remove", "RU"]).await;
-    let ru = serde_json::json!({
-        "type": "FIREWALL_RULE_TYPE_COUNTRY", "value": "RU", "action": "FIREWALL_ACTION_BLOCK",
-    });
-    assert_eq!(removed, serde_json::json!({"rules": [ru]}));
-    assert_eq!(json(&served, &["firewall", "list"]).await["rules"].as_array().unwrap().len(), 3);
-
-    assert_eq!(
-        refused(&served, &["firewall", "remove", "RU"]).await,
-        ("there is no such rule".to_owned(), Exit::Failure)
-    );
-    assert_eq!(
-        refused(&served, &["firewall", "remove", "203.0.113.50", "RU", "198.51.100.0/24"]).await,
-        ("RU: there is no such rule (1 of 3 done before)".to_owned(), Exit::Failure)
-    );
-    let (text, exit) = refused(&served, &["firewall", "add", "--allow", "RU"]).await;
-    assert_eq!(
-        (text.as_str(), exit),
-        ("rule.action: a country cannot be allowed; allow its prefixes instead", Exit::Failure)
-    );
 }
 
 #[tokio::test]
@@ -135,7 +98,8 @@ async fn status_and_health() {
         text,
         format!(
             "mc-proxy v{}\nuptime: 4h32m10s\nconnections: 12\n:443 routes=0 active=12\n\
-             kernel: on rules=3 dropped_packets=8 dropped_bytes=480\neth0 xdp=native program=57\nended: closed=28\n",
+             kernel: on rules=3 dropped_packets=8 dropped_bytes=480\neth0 xdp=native program=57 driver=veth mtu=1500\n\
+             firewall: rules=0 groups=0 bans=0 geoip=DBIP-Country-Lite age=0d\nended: closed=28\n",
             env!("CARGO_PKG_VERSION")
         )
     );
@@ -145,6 +109,8 @@ async fn status_and_health() {
     assert_eq!(status["kernel"]["interfaces"][0]["mode"], "native");
     assert_eq!(status["kernel"]["counters"][0]["packets"], 8);
     assert_eq!(status["outcomes"][0]["connections"], 28);
+    assert_eq!(status["kernel"]["generation"], 2);
+    assert_eq!(status["firewall"]["geoip"]["database_type"], "DBIP-Country-Lite");
 
     assert_eq!(ok(&served, &["health"]).await.0, "SERVING\n");
     assert_eq!(json(&served, &["health"]).await["status"], "SERVING");
@@ -186,6 +152,14 @@ fn usage_errors_are_clap_s() {
         &["firewall", "add"][..],
         &["firewall", "add", "198.51.100.7/24"],
         &["firewall", "add", "example.com"],
+        &["firewall", "add", "10.0.0.1", "--allow", "--count"],
+        &["firewall", "add", "10.0.0.1", "--ttl", "1x"],
+        &["firewall", "add", "10.0.0.1", "--group", "A"],
+        &["firewall", "add", "10.0.0.1", "--scope", "443"],
+        &["firewall", "add", "10.0.0.1", "--comment", "a\nb"],
+        &["firewall", "import", "-"],
+        &["firewall", "explain", "RU"],
+        &["firewall", "top", "--window", "0s"],
         &["listeners", "set-max-connections", ":443", "-1"],
         &["policies", "add", ":443", "a.b", "nope", "x"],
         &["routes", "add", ":443", "a.b"],

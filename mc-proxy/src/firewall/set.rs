@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Action, CountryCode, Rule, Subject};
+use super::{Action, CountryCode, Rule, RuleKey, Subject};
 
 /// The rules in force. Cloning shares everything; adding or removing a rule copies a path of the trees, so a set of a
 /// million rules changes in microseconds while connections go on reading the old one.
@@ -24,29 +24,32 @@ struct Nets {
 }
 
 impl RuleSet {
-    /// Adds a rule; `false` if it was there.
+    /// Adds a rule; `false` if it was there, or only counts.
     pub fn insert(&mut self, rule: Rule) -> bool {
-        match (rule.action, rule.subject) {
+        match (rule.key.action, rule.key.subject) {
             (Action::Allow, Subject::Net(net)) => self.allow.insert(net),
             (Action::Block, Subject::Net(net)) => self.block.insert(net),
+            (Action::Count, _) => false,
             (_, Subject::Country(code)) => self.countries.insert(code).is_none(),
         }
     }
 
     /// Removes a rule; `false` if it was not there.
     pub fn remove(&mut self, rule: &Rule) -> bool {
-        match (rule.action, rule.subject) {
+        match (rule.key.action, rule.key.subject) {
             (Action::Allow, Subject::Net(net)) => self.allow.remove(net),
             (Action::Block, Subject::Net(net)) => self.block.remove(net),
+            (Action::Count, _) => false,
             (_, Subject::Country(code)) => self.countries.remove(&code).is_some(),
         }
     }
 
     /// Whether exactly this rule is in the set.
     pub fn contains(&self, rule: &Rule) -> bool {
-        match (rule.action, rule.subject) {
+        match (rule.key.action, rule.key.subject) {
             (Action::Allow, Subject::Net(net)) => self.allow.entries.contains(&net),
             (Action::Block, Subject::Net(net)) => self.block.entries.contains(&net),
+            (Action::Count, _) => false,
             (_, Subject::Country(code)) => self.countries.contains(&code),
         }
     }
@@ -64,20 +67,27 @@ impl RuleSet {
     /// Every rule, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = Rule> + '_ {
         let nets = |action, nets: &'_ Nets| {
-            nets.entries.iter().map(move |net| Rule { action, subject: Subject::Net(*net) }).collect::<Vec<_>>()
+            let rule = |net: &IpNet| {
+                let block = Rule::block(Subject::Net(*net));
+                Rule { key: RuleKey { action, ..block.key }, ..block }
+            };
+            nets.entries.iter().map(rule).collect::<Vec<_>>()
         };
         nets(Action::Allow, &self.allow)
             .into_iter()
             .chain(nets(Action::Block, &self.block))
-            .chain(self.countries.iter().map(|code| Rule { action: Action::Block, subject: Subject::Country(*code) }))
+            .chain(self.countries.iter().map(|code| Rule::block(Subject::Country(*code))))
     }
 
     /// The prefixes with an action; single addresses have their full length.
     pub fn nets(&self, action: Action) -> impl Iterator<Item = IpNet> + '_ {
         match action {
-            Action::Allow => self.allow.entries.iter().copied(),
-            Action::Block => self.block.entries.iter().copied(),
+            Action::Allow => Some(&self.allow),
+            Action::Block => Some(&self.block),
+            Action::Count => None,
         }
+        .into_iter()
+        .flat_map(|nets| nets.entries.iter().copied())
     }
 
     /// The longest prefix with `action` that covers `addr`.
@@ -85,6 +95,7 @@ impl RuleSet {
         match action {
             Action::Allow => self.allow.covering(addr),
             Action::Block => self.block.covering(addr),
+            Action::Count => None,
         }
     }
 
@@ -156,7 +167,7 @@ mod tests {
     use super::*;
 
     fn block(text: &str) -> Rule {
-        Rule { action: Action::Block, subject: text.parse().unwrap() }
+        Rule::block(text.parse().unwrap())
     }
 
     #[test]
@@ -178,7 +189,7 @@ mod tests {
             let mut list = std::collections::BTreeSet::new();
             for (is_insert, low, length) in ops {
                 let net = IpNet::from(Ipv4Net::new((0x0a00_0000 | low).into(), length).unwrap().trunc());
-                let rule = Rule { action: Action::Block, subject: Subject::Net(net) };
+                let rule = Rule::block(Subject::Net(net));
                 if is_insert {
                     prop_assert_eq!(set.insert(rule), list.insert(net));
                 } else {

@@ -6,10 +6,14 @@ use std::{
     path::PathBuf,
 };
 
+use super::{Store, StoreError};
 use crate::{
     desired::{Desired, Listener, Target},
-    firewall::{Action, Rule},
+    firewall::{Group, Rule, RuleKey, RuleScope},
 };
+
+/// Rules of the database alone that are named one by one; of the others the number is told.
+const NAMED_RULES: u64 = 100;
 
 /// One difference between the file's seed and the database, which is what is in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,22 +22,52 @@ pub struct Difference {
     pub text: String,
     /// Whether the file says nothing of it: as a rule it was added at run time.
     pub is_only_in_database: bool,
+    /// Of how many entries it speaks.
+    pub entries: u64,
 }
 
-/// Every difference. The order of listeners, routes and rules does not count; that of backends and policies does.
-pub fn diff(seed: &Desired, db: &Desired) -> Vec<Difference> {
-    let mut lines = Vec::new();
-    let name = |listener: &Listener| listener.addr.to_string();
-    for (addr, sides) in paired(&seed.listeners, &db.listeners, name) {
-        let place = format!("listener \"{addr}\"");
-        match sides {
-            (Some(seed), Some(db)) => listener(&mut lines, &place, seed, db),
-            (seed, _) => lines.push(one_sided(&place, seed.is_some())),
+impl Store {
+    /// Every difference between the file and the database. The order of listeners, routes and rules does not count; that
+    /// of backends and policies does. Of the rules, those that a file can have are compared: permanent ones of the
+    /// default group and scope.
+    ///
+    /// # Errors
+    /// Those of [`Store::listeners`] and [`Store::for_each_rule`].
+    pub fn diff(&self, seed: &Desired) -> Result<Vec<Difference>, StoreError> {
+        let mut lines = Vec::new();
+        let name = |listener: &Listener| listener.addr.to_string();
+        for (addr, sides) in paired(&seed.listeners, &self.listeners()?, name) {
+            let place = format!("listener \"{addr}\"");
+            match sides {
+                (Some(seed), Some(db)) => listener(&mut lines, &place, seed, db),
+                (seed, _) => lines.push(one_sided(&place, seed.is_some())),
+            }
         }
+        self.diff_rules(&seed.rules, &mut lines)?;
+        Ok(lines)
     }
-    let (seed, db) = (seed.rules.iter().collect::<BTreeSet<_>>(), db.rules.iter().collect::<BTreeSet<_>>());
-    lines.extend(seed.symmetric_difference(&db).map(|rule| one_sided(&rule_place(rule), seed.contains(*rule))));
-    lines
+
+    fn diff_rules(&self, seed: &[Rule], lines: &mut Vec<Difference>) -> Result<(), StoreError> {
+        let mut only_in_file = seed.iter().map(|rule| rule.key).collect::<BTreeSet<_>>();
+        let mut only_in_database = 0;
+        self.for_each_rule(&mut |rule| {
+            if rule.key.group != Group::DEFAULT || rule.key.scope != RuleScope::Default || rule.expires_at.is_some() {
+                return;
+            }
+            if !only_in_file.remove(&rule.key) {
+                only_in_database += 1;
+                if only_in_database <= NAMED_RULES {
+                    lines.push(one_sided(&rule_place(&rule.key), false));
+                }
+            }
+        })?;
+        if let Some(entries) = only_in_database.checked_sub(NAMED_RULES).filter(|more| *more > 0) {
+            let text = format!("{entries} more firewall rules are only in the database, and in force");
+            lines.push(Difference { text, is_only_in_database: true, entries });
+        }
+        lines.extend(only_in_file.iter().map(|key| one_sided(&rule_place(key), true)));
+        Ok(())
+    }
 }
 
 fn listener(lines: &mut Vec<Difference>, place: &str, seed: &Listener, db: &Listener) {
@@ -73,7 +107,7 @@ fn target(lines: &mut Vec<Difference>, place: &str, seed: &Target, db: &Target) 
 fn field<T: PartialEq + Display>(lines: &mut Vec<Difference>, place: &str, name: &str, seed: T, db: T) {
     if seed != db {
         let text = format!("{place}: {name} is {db} in the database, {seed} in the file");
-        lines.push(Difference { text, is_only_in_database: false });
+        lines.push(Difference { text, is_only_in_database: false, entries: 1 });
     }
 }
 
@@ -83,15 +117,11 @@ fn one_sided(place: &str, is_in_file: bool) -> Difference {
     } else {
         format!("{place} is only in the database, and in force")
     };
-    Difference { text, is_only_in_database: !is_in_file }
+    Difference { text, is_only_in_database: !is_in_file, entries: 1 }
 }
 
-fn rule_place(rule: &Rule) -> String {
-    let action = match rule.action {
-        Action::Block => "block",
-        Action::Allow => "allow",
-    };
-    format!("firewall rule {action} {}", rule.subject)
+fn rule_place(key: &RuleKey) -> String {
+    format!("firewall rule {key}")
 }
 
 fn list<T: Display>(items: &[T]) -> String {
@@ -117,7 +147,8 @@ mod tests {
     use super::*;
     use crate::{
         desired::{L7Policy, L7PolicyKind, Route},
-        firewall::Subject,
+        firewall::{Expiry, Subject},
+        store::Change,
     };
 
     fn route(hostname: &str, backend: &str) -> Route {
@@ -125,7 +156,7 @@ mod tests {
     }
 
     fn block(subject: &str) -> Rule {
-        Rule::new(Action::Block, subject.parse::<Subject>().unwrap()).unwrap()
+        Rule::block(subject.parse::<Subject>().unwrap())
     }
 
     #[test]
@@ -146,8 +177,20 @@ mod tests {
             rules: vec![block("192.0.2.1"), block("RU")],
         };
         let db = Desired { listeners: vec![second], rules: vec![block("RU"), block("198.51.100.0/24")] };
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("mc-proxy.db")).unwrap();
+        store.seed(&db).unwrap();
+        let temporary = Rule { expires_at: Some(Expiry::MAX), ..block("192.0.2.9") };
+        let key = RuleKey { group: Group::literal("bots"), ..temporary.key };
+        let ours = Rule { key, expires_at: None };
+        store.apply([Change::Put(temporary, None), Change::Put(ours, None)]).unwrap();
         assert_eq!(
-            diff(&seed, &db).iter().map(|line| (line.text.as_str(), line.is_only_in_database)).collect::<Vec<_>>(),
+            store
+                .diff(&seed)
+                .unwrap()
+                .iter()
+                .map(|line| (line.text.as_str(), line.is_only_in_database))
+                .collect::<Vec<_>>(),
             [
                 ("listener \":443\": max_connections is 10 in the database, 0 in the file", false),
                 ("listener \":443\", default route is only in the database, and in force", true),
@@ -163,10 +206,23 @@ mod tests {
                 ),
                 ("listener \":443\", route \"b.test\" is only in the file, and not in force", false),
                 ("listener \":80\" is only in the file, and not in force", false),
-                ("firewall rule block 192.0.2.1 is only in the file, and not in force", false),
                 ("firewall rule block 198.51.100.0/24 is only in the database, and in force", true),
+                ("firewall rule block 192.0.2.1 is only in the file, and not in force", false),
             ]
         );
-        assert_eq!(diff(&seed, &seed), []);
+        assert_eq!(store.diff(&db).unwrap(), []);
+    }
+
+    #[test]
+    fn many_rules_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&dir.path().join("mc-proxy.db")).unwrap();
+        let rules = (0..=255).map(|n| Change::Put(block(&format!("192.0.2.{n}")), None));
+        store.apply(rules).unwrap();
+        let found = store.diff(&Desired::default()).unwrap();
+        assert_eq!(found.len(), 101);
+        assert_eq!(found[100].text, "156 more firewall rules are only in the database, and in force");
+        assert_eq!(found.iter().map(|line| line.entries).sum::<u64>(), 256);
+        assert!(found.iter().all(|line| line.is_only_in_database));
     }
 }

@@ -105,6 +105,12 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
+    /// Another change waits for its confirmation.
+    #[error("change {id} waits for its confirmation; confirm or revert it first")]
+    Unconfirmed {
+        /// By which it is confirmed.
+        id: u64,
+    },
     /// No listener of that name.
     #[error("the database has no listener \"{listener}\"")]
     UnknownListener {
@@ -140,7 +146,7 @@ pub enum StoreError {
         /// The value.
         what: String,
         /// Why not.
-        reason: &'static str,
+        reason: String,
     },
     /// The file system refused.
     #[error("{action} {}", .path.display())]

@@ -4,10 +4,23 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::StoreError;
+use super::{StoreError, rows::Failure, version1};
+
+/// A step from one version to the next.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Migration {
+    pub(super) sql: &'static str,
+    /// What SQL cannot say; run after it in the same transaction.
+    pub(super) code: Option<Code>,
+}
+
+type Code = fn(&Connection, &Path) -> Result<(), Failure>;
 
 /// The n-th entry leads from version n to n + 1.
-pub(super) const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_initial.sql")];
+pub(super) const MIGRATIONS: &[Migration] = &[
+    Migration { sql: include_str!("migrations/0001_initial.sql"), code: None },
+    Migration { sql: include_str!("migrations/0002_rules.sql"), code: Some(version1::move_rules) },
+];
 
 /// "mcpx", in the header of every database of this program.
 const APPLICATION_ID: i64 = 0x6d63_7078;
@@ -17,7 +30,7 @@ const APPLICATION_ID: i64 = 0x6d63_7078;
 pub(super) struct Version(usize);
 
 /// Reads the version from the header, refusing a database that is newer or somebody else's.
-pub(super) fn version(conn: &Connection, path: &Path, migrations: &[&str]) -> Result<Version, StoreError> {
+pub(super) fn version(conn: &Connection, path: &Path, migrations: &[Migration]) -> Result<Version, StoreError> {
     let pragma = |name| {
         conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0))
             .map_err(|e| StoreError::sqlite("reading the header of the database", path, e))
@@ -45,13 +58,16 @@ pub(super) fn migrate(
     conn: &mut Connection,
     path: &Path,
     from: Version,
-    migrations: &[&str],
+    migrations: &[Migration],
 ) -> Result<(), StoreError> {
     let error = |e| StoreError::sqlite("migrating the database", path, e);
     conn.pragma_update(None, "foreign_keys", false).map_err(error)?;
-    for (at, sql) in migrations.iter().enumerate().skip(from.0) {
+    for (at, Migration { sql, code }) in migrations.iter().enumerate().skip(from.0) {
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
         tx.execute_batch(sql).map_err(error)?;
+        if let Some(code) = code {
+            code(&tx, path).map_err(|failure| failure.at("migrating the database", path))?;
+        }
         tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(error)?;
         tx.pragma_update(None, "user_version", i64::try_from(at + 1).expect("as in version()")).map_err(error)?;
         check_foreign_keys(&tx, path)?;

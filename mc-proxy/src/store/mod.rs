@@ -9,28 +9,34 @@ mod diff;
 mod error;
 mod migrate;
 mod open;
+mod pending;
 mod restore;
 mod rows;
+mod rule_row;
+mod rules;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod version1;
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 pub use self::{
-    diff::{Difference, diff},
+    diff::Difference,
     error::StoreError,
+    pending::Pending,
+    rules::{Change, PageFilter, StoredRule},
     snapshot::snapshot,
 };
 use self::{
+    migrate::Migration,
     open::{Identity, Lock, Opened},
     rows::Failure,
 };
 use crate::{
-    desired::{Desired, L7Policy, Route},
-    firewall::Rule,
+    desired::{Desired, L7Policy, Listener, Route},
     route::Pattern,
 };
 
@@ -54,7 +60,7 @@ impl Store {
         Self::open_with(path, migrate::MIGRATIONS)
     }
 
-    fn open_with(path: &Path, migrations: &[&str]) -> Result<Self, StoreError> {
+    fn open_with(path: &Path, migrations: &[Migration]) -> Result<Self, StoreError> {
         let Opened { conn, path, identity, lock } = open::open(path, migrations)?;
         Ok(Self { conn, path, identity, _lock: lock })
     }
@@ -79,31 +85,23 @@ impl Store {
     /// [`StoreError::NotEmpty`]; any other when it could not be written.
     pub fn seed(&mut self, desired: &Desired) -> Result<(), StoreError> {
         let path = self.path.clone();
-        self.write(|tx| {
+        self.write_rules(|tx| {
             if !rows::is_empty(tx)? {
                 return Err(StoreError::NotEmpty { path }.into());
             }
             for listener in &desired.listeners {
                 rows::insert_listener(tx, listener)?;
             }
-            for rule in &desired.rules {
-                rows::insert_rule(tx, rule)?;
-            }
-            Ok(())
+            rules::apply(tx, desired.rules.iter().map(|rule| Change::Put(*rule, None)))
         })
     }
 
-    /// Reads everything.
+    /// Reads the listeners with their routes. Rules come by [`Self::for_each_rule`].
     ///
     /// # Errors
     /// [`StoreError::BadRow`] for the first row that is not as this version writes it.
-    pub fn load(&self) -> Result<Desired, StoreError> {
-        // One read transaction: four tables as of one moment.
-        let load = || {
-            let tx = self.conn.unchecked_transaction()?;
-            rows::load(&tx, &self.path)
-        };
-        load().map_err(|failure| failure.at(READING, &self.path))
+    pub fn listeners(&self) -> Result<Vec<Listener>, StoreError> {
+        self.read(|tx, path| rows::listeners(tx, path))
     }
 
     /// Adds a route, or replaces the one with that hostname in its place in the order.
@@ -148,22 +146,6 @@ impl Store {
             let route = rows::route_id(tx, listener, hostname)?;
             rows::delete_policy(tx, route, policy)
         })
-    }
-
-    /// Adds a rule; `false` if it is there.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub fn insert_rule(&mut self, rule: &Rule) -> Result<bool, StoreError> {
-        self.write(|tx| rows::insert_rule(tx, rule))
-    }
-
-    /// Removes a rule; `false` if it is not there.
-    ///
-    /// # Errors
-    /// When it could not be written.
-    pub fn delete_rule(&mut self, rule: &Rule) -> Result<bool, StoreError> {
-        self.write(|tx| rows::delete_rule(tx, rule))
     }
 
     /// Sets a listener's limit, 0 = unlimited.

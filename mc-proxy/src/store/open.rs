@@ -16,7 +16,7 @@ use rustix::{
 
 use super::{
     StoreError,
-    migrate::{self, check_foreign_keys},
+    migrate::{self, Migration, check_foreign_keys},
     restore,
 };
 
@@ -50,7 +50,7 @@ pub(super) struct Identity {
 }
 
 /// Opens or creates, and brings to the newest of `migrations`.
-pub(super) fn open(path: &Path, migrations: &[&str]) -> Result<Opened, StoreError> {
+pub(super) fn open(path: &Path, migrations: &[Migration]) -> Result<Opened, StoreError> {
     let path = resolve(path)?;
     // First of all: nothing of the database is touched while another daemon has it.
     let lock = Lock::take(&path)?;

@@ -11,8 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::StoreError;
 use crate::{
-    desired::{Desired, L7Policy, Listener, Route, Target},
-    firewall::{Action, Rule, Subject},
+    desired::{L7Policy, Listener, Route, Target},
     net::addr::BackendAddr,
     route::Pattern,
 };
@@ -128,30 +127,14 @@ pub(super) fn delete_policy(conn: &Connection, route: i64, policy: &L7Policy) ->
     Ok(deleted > 0)
 }
 
-pub(super) fn insert_rule(conn: &Connection, rule: &Rule) -> Result<bool, Failure> {
-    let inserted = conn
-        .prepare_cached(
-            "INSERT INTO firewall_rules (action, kind, value) VALUES (?1, ?2, ?3) ON CONFLICT (value, action) DO NOTHING",
-        )?
-        .execute(params![action_word(rule.action), kind_word(&rule.subject), rule.subject.to_string()])?;
-    Ok(inserted > 0)
-}
-
-pub(super) fn delete_rule(conn: &Connection, rule: &Rule) -> Result<bool, Failure> {
-    let deleted = conn
-        .prepare_cached("DELETE FROM firewall_rules WHERE value = ?1 AND action = ?2")?
-        .execute(params![rule.subject.to_string(), action_word(rule.action)])?;
-    Ok(deleted > 0)
-}
-
 pub(super) fn set_max_connections(conn: &Connection, listener: i64, max: u64) -> Result<(), Failure> {
     conn.prepare_cached("UPDATE listeners SET max_connections = ?2 WHERE id = ?1")?
         .execute(params![listener, limit(max)?])?;
     Ok(())
 }
 
-/// Reads all tables; `path` is for the error.
-pub(super) fn load(conn: &Connection, path: &Path) -> Result<Desired, Failure> {
+/// Reads all tables but those of rules; `path` is for the error.
+pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>, Failure> {
     let (mut backends, mut policies) = (load_backends(conn, path)?, load_policies(conn, path)?);
     let mut listeners = Vec::new();
     let mut place_of = HashMap::new();
@@ -190,7 +173,7 @@ pub(super) fn load(conn: &Connection, path: &Path) -> Result<Desired, Failure> {
             Some(hostname) => listener.routes.push(Route { hostname: at.parse_canonical(&hostname)?, target }),
         }
     }
-    Ok(Desired { listeners, rules: load_rules(conn, path)? })
+    Ok(listeners)
 }
 
 fn load_backends(conn: &Connection, path: &Path) -> Result<HashMap<i64, Vec<BackendAddr>>, Failure> {
@@ -219,28 +202,6 @@ fn by_route<T>(
         lists.entry(row.get(0)?).or_default().push(parse(row)?);
     }
     Ok(lists)
-}
-
-fn load_rules(conn: &Connection, path: &Path) -> Result<Vec<Rule>, Failure> {
-    let mut rules = Vec::new();
-    let mut statement = conn.prepare("SELECT id, action, kind, value FROM firewall_rules ORDER BY id")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let at = RowPlace { path, table: "firewall_rules", id: row.get(0)? };
-        let (action, kind) = (row.get_ref(1)?.as_str(), row.get_ref(2)?.as_str());
-        let action = match action.map_err(rusqlite::Error::from)? {
-            "block" => Action::Block,
-            "allow" => Action::Allow,
-            other => return Err(at.bad(&format!("action \"{other}\" is neither \"block\" nor \"allow\"")).into()),
-        };
-        let kind = kind.map_err(rusqlite::Error::from)?;
-        let subject: Subject = at.parse_canonical(row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?)?;
-        if kind != kind_word(&subject) {
-            return Err(at.bad(&format!("\"{subject}\" is a {}, not a {kind}", kind_word(&subject))).into());
-        }
-        rules.push(Rule::new(action, subject).map_err(|e| at.bad(&e.to_string()))?);
-    }
-    Ok(rules)
 }
 
 fn insert_target(conn: &Connection, listener: i64, hostname: Option<&Pattern>, target: &Target) -> Result<(), Failure> {
@@ -282,14 +243,14 @@ fn insert_lists(conn: &Connection, route: i64, target: &Target) -> Result<(), Fa
 }
 
 /// Which row a value came from.
-struct RowPlace<'a> {
-    path: &'a Path,
-    table: &'static str,
-    id: i64,
+pub(super) struct RowPlace<'a> {
+    pub(super) path: &'a Path,
+    pub(super) table: &'static str,
+    pub(super) id: i64,
 }
 
 impl RowPlace<'_> {
-    fn bad(&self, reason: &str) -> StoreError {
+    pub(super) fn bad(&self, reason: &str) -> StoreError {
         StoreError::BadRow {
             path: self.path.to_owned(),
             table: self.table,
@@ -302,12 +263,12 @@ impl RowPlace<'_> {
         }
     }
 
-    fn parse<T: FromStr<Err: Display>>(&self, text: &str) -> Result<T, Failure> {
+    pub(super) fn parse<T: FromStr<Err: Display>>(&self, text: &str) -> Result<T, Failure> {
         text.parse().map_err(|e: T::Err| self.bad(&e.to_string()).into())
     }
 
     /// For what rows are found by again: another spelling of the same value could not be removed or replaced.
-    fn parse_canonical<T: FromStr<Err: Display> + Display>(&self, text: &str) -> Result<T, Failure> {
+    pub(super) fn parse_canonical<T: FromStr<Err: Display> + Display>(&self, text: &str) -> Result<T, Failure> {
         let value: T = self.parse(text)?;
         let canonical = value.to_string();
         if canonical == text {
@@ -315,21 +276,6 @@ impl RowPlace<'_> {
         } else {
             Err(self.bad(&format!("\"{text}\" must be written \"{canonical}\"")).into())
         }
-    }
-}
-
-fn action_word(action: Action) -> &'static str {
-    match action {
-        Action::Block => "block",
-        Action::Allow => "allow",
-    }
-}
-
-fn kind_word(subject: &Subject) -> &'static str {
-    match subject {
-        Subject::Net(_) if subject.as_ip().is_some() => "ip",
-        Subject::Net(_) => "cidr",
-        Subject::Country(_) => "country",
     }
 }
 
@@ -345,6 +291,6 @@ fn optional_text(path: Option<&Path>) -> Result<Option<&str>, Failure> {
     }
 }
 
-fn unstorable(what: &str, reason: &'static str) -> Failure {
-    StoreError::Unstorable { what: what.to_owned(), reason }.into()
+pub(super) fn unstorable(what: &str, reason: impl Into<String>) -> Failure {
+    StoreError::Unstorable { what: what.to_owned(), reason: reason.into() }.into()
 }

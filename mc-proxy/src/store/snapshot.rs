@@ -68,7 +68,7 @@ fn copy(source: &Connection, db: &Path, to: &Path) -> Result<(), StoreError> {
     let Some(name) = to.to_str() else {
         return Err(StoreError::Unstorable {
             what: format!("a snapshot at \"{}\"", to.display()),
-            reason: "the path is not UTF-8",
+            reason: "the path is not UTF-8".to_owned(),
         });
     };
     match source.execute("VACUUM INTO ?1", [name]) {

@@ -46,24 +46,28 @@ pub(super) struct Diff<K> {
 }
 
 impl Entry {
-    /// Where a rule is kept; nowhere when it is about a country.
+    /// Where a rule is kept; nowhere when it is about a country or only counts.
     pub(super) fn of(rule: &Rule) -> Option<Self> {
-        let Subject::Net(net) = rule.subject else { return None };
-        Some(Self::of_net(rule.action, net))
+        let Subject::Net(net) = rule.key.subject else { return None };
+        (rule.key.action != Action::Count).then(|| Self::of_net(rule.key.action, net))
     }
 
     fn of_net(action: Action, net: IpNet) -> Self {
         match (action, net) {
             (Action::Allow, IpNet::V4(net)) => Self::Allow4(Prefix4::new(net.network(), net.prefix_len())),
             (Action::Allow, IpNet::V6(net)) => Self::Allow6(Prefix6::new(net.network(), net.prefix_len())),
-            (Action::Block, IpNet::V4(net)) if net.prefix_len() == Ipv4Addr::BITS as u8 => {
+            (Action::Block | Action::Count, IpNet::V4(net)) if net.prefix_len() == Ipv4Addr::BITS as u8 => {
                 Self::Block4(net.addr().into())
             }
-            (Action::Block, IpNet::V6(net)) if net.prefix_len() == Ipv6Addr::BITS as u8 => {
+            (Action::Block | Action::Count, IpNet::V6(net)) if net.prefix_len() == Ipv6Addr::BITS as u8 => {
                 Self::Block6(net.addr().into())
             }
-            (Action::Block, IpNet::V4(net)) => Self::Net4(Prefix4::new(net.network(), net.prefix_len())),
-            (Action::Block, IpNet::V6(net)) => Self::Net6(Prefix6::new(net.network(), net.prefix_len())),
+            (Action::Block | Action::Count, IpNet::V4(net)) => {
+                Self::Net4(Prefix4::new(net.network(), net.prefix_len()))
+            }
+            (Action::Block | Action::Count, IpNet::V6(net)) => {
+                Self::Net6(Prefix6::new(net.network(), net.prefix_len()))
+            }
         }
     }
 }
@@ -126,7 +130,7 @@ mod tests {
     use super::*;
 
     fn rule(action: Action, text: &str) -> Rule {
-        Rule::new(action, text.parse().unwrap()).unwrap()
+        Rule::permanent(action, text.parse().unwrap()).unwrap()
     }
 
     #[test]

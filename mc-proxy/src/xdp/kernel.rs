@@ -130,6 +130,8 @@ impl Dataplane for KernelPlane {
         let unread = counters.as_ref().err().map(PlaneError::chain).unwrap_or_default();
         let detail: Vec<_> = errors.chain([self.trouble.clone(), unread]).filter(|text| !text.is_empty()).collect();
         PlaneStatus {
+            map_memory: 0,
+            generation: 0,
             is_active: interfaces.iter().any(|interface| !interface.mode.is_empty()),
             detail: detail.join("; "),
             interfaces,

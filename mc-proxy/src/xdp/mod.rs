@@ -82,6 +82,10 @@ pub struct PlaneStatus {
     pub rules: u64,
     /// Packets by reason, all reasons, summed over CPUs and interfaces.
     pub counters: Vec<ReasonCount>,
+    /// Kernel memory of the maps, in bytes.
+    pub map_memory: u64,
+    /// How often the maps were built anew.
+    pub generation: u64,
 }
 
 /// One interface of [`PlaneStatus`].
@@ -97,6 +101,14 @@ pub struct InterfaceStatus {
     pub error: String,
     /// Whether the program was found in force at start and taken over.
     pub is_adopted: bool,
+    /// Driver of the interface; empty when it is not known.
+    pub driver: String,
+    /// 0 when it is not known.
+    pub mtu: u32,
+    /// Why the mode is not native; empty when it is.
+    pub mode_reason: String,
+    /// Kernel id of a program of somebody else that holds the place; 0 without one.
+    pub foreign_program_id: u32,
 }
 
 /// A counter of the packet path.

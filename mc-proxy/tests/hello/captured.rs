@@ -87,11 +87,15 @@ fn rustls_client() {
 fn fuzz_corpora() {
     let hellos = files("fuzz/corpus/client_hello");
     let patterns = files("fuzz/corpus/route_pattern");
-    assert!(!hellos.is_empty() && !patterns.is_empty());
+    let lists = files("fuzz/corpus/list");
+    assert!(!hellos.is_empty() && !patterns.is_empty() && !lists.is_empty());
     for (_, bytes) in hellos {
         check::client_hello::check(&bytes);
     }
     for (_, bytes) in patterns {
         check::route_pattern::check(&bytes);
+    }
+    for (_, bytes) in lists {
+        check::list::check(&bytes);
     }
 }

@@ -9,4 +9,4 @@ mod properties;
 mod wire;
 
 // The checks are shared with the fuzz package and name these modules from its root.
-use mc_proxy::{route, tls};
+use mc_proxy::{firewall, route, tls};

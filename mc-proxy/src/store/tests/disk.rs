@@ -48,7 +48,7 @@ fn fill(dir: &Path) -> PathBuf {
 fn add_until_error(store: &mut Store, from: u32) -> (u32, StoreError) {
     for n in from..from + 100_000 {
         let subject = std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
-        if let Err(e) = store.insert_rule(&block(&subject)) {
+        if let Err(e) = store.put(&block(&subject)) {
             return (n, e);
         }
     }
@@ -80,6 +80,30 @@ fn a_full_disk_fails_writes_and_nothing_else() {
         assert_eq!((last.listeners[0].routes.len(), last.rules.len()), (2, after as usize));
         drop(store);
         assert_eq!(Store::open(&path).unwrap().load().unwrap(), last, "nothing lost, nothing half done");
+    });
+}
+
+#[test]
+fn a_change_of_many_rules_that_does_not_fit_is_not_made() {
+    mounting(|| {
+        let (dir, path) = place();
+        let _mounted = small_tmpfs(dir.path());
+        let mut store = seeded(&path, &Desired { rules: rules(100), ..one_listener(Vec::new()) });
+        let before = store.load().unwrap();
+        let many = rules(100_000);
+        let puts = || many.iter().map(|rule| Change::Put(*rule, Some("listed".to_owned())));
+        let pending = Pending { id: 1, deadline: std::time::SystemTime::UNIX_EPOCH };
+        for _ in 0..2 {
+            let error = store.apply(puts()).unwrap_err();
+            assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+            let error = store.apply_with_pending(puts().take(10), pending, puts()).unwrap_err();
+            assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+            assert_eq!((store.load().unwrap(), store.pending().unwrap()), (before.clone(), None));
+        }
+        store.apply_with_pending(puts().take(200), pending, [Change::Remove(many[0].key)]).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!((store.load().unwrap().rules.len(), store.pending().unwrap()), (200, Some(pending)));
     });
 }
 
@@ -124,11 +148,19 @@ fn a_database_that_turns_read_only_fails_writes_and_nothing_else() {
     let (_dir, path) = place();
     let mut store = seeded(&path, &one_listener(Vec::new()));
     store.conn.pragma_update(None, "query_only", true).unwrap();
-    let error = store.insert_rule(&block("192.0.2.1")).unwrap_err();
+    let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
     assert_eq!(store.load().unwrap(), one_listener(Vec::new()));
+    let pending = Pending { id: 1, deadline: std::time::SystemTime::UNIX_EPOCH };
+    for error in [
+        store.apply_with_pending([], pending, []).unwrap_err(),
+        store.revert_pending().unwrap_err(),
+        store.delete_expired(std::time::SystemTime::now()).unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::ReadOnly { .. }), "{error:?}");
+    }
     store.conn.pragma_update(None, "query_only", false).unwrap();
-    assert!(store.insert_rule(&block("192.0.2.1")).unwrap());
+    store.put(&block("192.0.2.1")).unwrap();
 }
 
 #[test]
@@ -138,10 +170,10 @@ fn a_lock_of_another_program_is_waited_for_and_named() {
     store.conn.busy_timeout(std::time::Duration::from_millis(50)).unwrap();
     let other = Connection::open(&path).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let error = store.insert_rule(&block("192.0.2.1")).unwrap_err();
+    let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::Busy { .. }), "{error:?}");
     other.execute_batch("ROLLBACK").unwrap();
-    assert!(store.insert_rule(&block("192.0.2.1")).unwrap());
+    store.put(&block("192.0.2.1")).unwrap();
 }
 
 #[test]
@@ -151,7 +183,7 @@ fn damage_is_refused_with_the_way_back() {
         let content = Desired { rules: rules(5_000), ..one_listener(vec![route("a.test", "a:1")]) };
         let mut store = seeded(&path, &content);
         let older = snapshot(&path, None).unwrap();
-        store.insert_rule(&block("192.0.2.1")).unwrap();
+        store.put(&block("192.0.2.1")).unwrap();
         let backup = snapshot(&path, None).unwrap();
         assert_ne!(older, backup);
         drop(store);
@@ -168,16 +200,16 @@ fn damage_is_refused_with_the_way_back() {
                 // An index that lacks a row of its table: every page is well formed.
                 conn.execute_batch(
                     "PRAGMA writable_schema = ON;
-                     UPDATE sqlite_schema SET sql = replace(sql, '(value, action)', '(value, action) WHERE id > 9')
-                     WHERE name = 'firewall_rules_subject';",
+                     UPDATE sqlite_schema SET sql = replace(sql, '(name)', '(name) WHERE id > 9')
+                     WHERE name = 'rule_groups_name';",
                 )
                 .unwrap();
                 drop(conn);
                 let conn = Connection::open(&path).unwrap();
-                conn.execute_batch("DELETE FROM firewall_rules WHERE id < 5; PRAGMA writable_schema = ON;").unwrap();
+                conn.execute_batch("INSERT INTO rule_groups VALUES (5, 'x'); PRAGMA writable_schema = ON;").unwrap();
                 conn.execute_batch(
                     "UPDATE sqlite_schema SET sql = replace(sql, ' WHERE id > 9', '')
-                     WHERE name = 'firewall_rules_subject';",
+                     WHERE name = 'rule_groups_name';",
                 )
                 .unwrap();
             }
@@ -207,7 +239,7 @@ fn damage_that_comes_with_a_wal_keeps_the_wal() {
     let (_dir, path) = place();
     let mut store = seeded(&path, &one_listener(Vec::new()));
     store.conn.pragma_update_and_check(None, "wal_checkpoint", "TRUNCATE", |_| Ok(())).unwrap();
-    store.insert_rule(&block("192.0.2.1")).unwrap();
+    store.put(&block("192.0.2.1")).unwrap();
     // As a crash leaves it: the change is in the WAL alone.
     let wal = restore::beside(&path, "-wal");
     let kept = (fs::read(&path).unwrap(), fs::read(&wal).unwrap());
@@ -250,10 +282,10 @@ fn a_file_that_was_replaced_underneath_takes_no_changes() {
     let mut store = seeded(&path, &one_listener(Vec::new()));
     let aside = dir.path().join("aside.db");
     fs::rename(&path, &aside).unwrap();
-    let error = store.insert_rule(&block("192.0.2.1")).unwrap_err();
+    let error = store.put(&block("192.0.2.1")).unwrap_err();
     assert!(matches!(error, StoreError::Moved { .. }), "{error:?}");
     fs::write(&path, "").unwrap();
-    assert!(matches!(store.insert_rule(&block("192.0.2.1")), Err(StoreError::Moved { .. })));
+    assert!(matches!(store.put(&block("192.0.2.1")), Err(StoreError::Moved { .. })));
     fs::rename(&aside, &path).unwrap();
-    assert!(store.insert_rule(&block("192.0.2.1")).unwrap());
+    store.put(&block("192.0.2.1")).unwrap();
 }

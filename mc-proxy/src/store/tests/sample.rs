@@ -7,13 +7,18 @@ use proptest::prelude::*;
 
 use crate::{
     desired::{Desired, L7Policy, L7PolicyKind, Listener, Mode, Protocol, Route, Target},
-    firewall::{Action, Rule, Subject},
+    firewall::{Action, Expiry, Rule, RuleKey, RuleScope, Subject},
     net::addr::BackendAddr,
     route::Pattern,
+    store::Change,
 };
 
 pub(super) fn block(subject: &str) -> Rule {
-    Rule::new(Action::Block, subject.parse().unwrap()).unwrap()
+    Rule::block(subject.parse().unwrap())
+}
+
+pub(super) fn allow(subject: &str) -> Rule {
+    Rule::permanent(Action::Allow, subject.parse().unwrap()).unwrap()
 }
 
 pub(super) fn pattern(text: &str) -> Pattern {
@@ -31,7 +36,7 @@ pub(super) fn policy(kind: L7PolicyKind, value: &str) -> L7Policy {
 /// `count` different addresses.
 pub(super) fn rules(count: u32) -> Vec<Rule> {
     let net = |n: u32| Ipv4Net::from(std::net::Ipv4Addr::from(0x0a00_0000 + n));
-    (0..count).map(|n| Rule { action: Action::Block, subject: Subject::Net(net(n).into()) }).collect()
+    (0..count).map(|n| Rule::block(Subject::Net(net(n).into()))).collect()
 }
 
 prop_compose! {
@@ -108,10 +113,29 @@ fn rule() -> impl Strategy<Value = Rule> {
     ];
     prop_oneof![
         // Through the text: folding of mapped addresses is the parser's.
-        (net, any::<bool>()).prop_map(|(net, is_allow)| Rule {
-            action: if is_allow { Action::Allow } else { Action::Block },
-            subject: net.to_string().parse().unwrap(),
+        (net, any::<bool>()).prop_map(|(net, is_allow)| {
+            let action = if is_allow { Action::Allow } else { Action::Block };
+            Rule::permanent(action, net.to_string().parse().unwrap()).unwrap()
         }),
         "[A-Z]{2}".prop_map(|code| block(&code)),
     ]
+}
+
+prop_compose! {
+    /// About few rules, so that changes meet.
+    pub(super) fn change()(
+        group in prop::sample::select(vec!["default", "auto/x", "spamhaus", "a"]),
+        action in prop::sample::select(Action::ALL.to_vec()),
+        subject in prop::sample::select(vec!["0.0.0.0/0", "192.0.2.1", "192.0.2.0/24", "::/0", "2001:db8::1", "2001:db8::/47", "RU", "KP"]),
+        scope in prop::sample::select(vec![RuleScope::Default, RuleScope::Host, RuleScope::Listener(443), RuleScope::Listener(65_535)]),
+        expires_at in prop::option::of(prop_oneof![0_u64..4_000, Just(u64::MAX)]),
+        comment in prop::option::of("[^\\p{Cc}]{0,40}"),
+        is_put: bool,
+    ) -> Change {
+        let subject: Subject = subject.parse().unwrap();
+        let action = if matches!(subject, Subject::Country(_)) { Action::Block } else { action };
+        let key = RuleKey::new(group.parse().unwrap(), action, subject, scope).unwrap();
+        let rule = Rule { key, expires_at: expires_at.map(Expiry::from_millis) };
+        if is_put { Change::Put(rule, comment) } else { Change::Remove(key) }
+    }
 }

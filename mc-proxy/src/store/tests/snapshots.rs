@@ -18,7 +18,7 @@ fn a_snapshot_beside_a_writer_is_of_one_moment() {
             let mut written = 0_u32;
             while !is_done.load(Ordering::Relaxed) {
                 let subject = std::net::Ipv4Addr::from(0x0b00_0000 + written).to_string();
-                assert!(store.insert_rule(&block(&subject)).unwrap());
+                store.put(&block(&subject)).unwrap();
                 written += 1;
             }
             written

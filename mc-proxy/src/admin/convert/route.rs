@@ -1,0 +1,233 @@
+//! Routes and their policies.
+
+use std::path::PathBuf;
+
+use mc_proxy_proto::v1;
+use tonic::Status;
+
+use super::{invalid, parse};
+use crate::{
+    control::ListenerRoutes,
+    desired::{L7Policy, L7PolicyKind, Mode, Route, Target},
+    net::addr::BackendAddr,
+    route::Pattern,
+};
+
+/// Longest file name that Linux opens.
+const PATH_MAX: usize = 4096;
+
+pub(in crate::admin) fn listener(addr: String) -> Result<String, Status> {
+    if addr.is_empty() { Err(invalid("listener_addr", "is required, such as \":443\"")) } else { Ok(addr) }
+}
+
+pub(in crate::admin) fn hostname(field: &str, text: &str) -> Result<Pattern, Status> {
+    if text.is_empty() {
+        return Err(invalid(field, "is required"));
+    }
+    text.parse().map_err(|error| invalid(field, format_args!("\"{text}\": {error}")))
+}
+
+/// A route of `AddRoute`. What a later version acts on and this one does not is refused, but for what has no effect on
+/// an L4 route: deploy agents send it, and it is kept.
+pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status> {
+    let route = route.ok_or_else(|| invalid("route", "is required"))?;
+    let hostname = hostname("route.hostname", &route.hostname)?;
+    let backends = backends(&route.backend, &route.backends)?;
+    let mode = match route.mode.as_str() {
+        "" => Mode::L4,
+        word => parse("route.mode", word)?,
+    };
+    if mode == Mode::L7 {
+        return Err(unavailable("route.mode", "\"l7\""));
+    }
+    if route.send_proxy_protocol {
+        return Err(unavailable("route.send_proxy_protocol", "true"));
+    }
+    let mut l7_policies = Vec::with_capacity(route.l7_policies.len());
+    for (index, policy) in route.l7_policies.into_iter().enumerate() {
+        let policy = new_policy(&format!("route.l7_policies[{index}]"), Some(policy))?;
+        if !l7_policies.contains(&policy) {
+            l7_policies.push(policy);
+        }
+    }
+    let target = Target {
+        backends,
+        mode,
+        tls_cert: path("route.tls_cert", route.tls_cert)?,
+        tls_key: path("route.tls_key", route.tls_key)?,
+        backend_tls: route.backend_tls,
+        send_proxy_protocol: route.send_proxy_protocol,
+        l7_policies,
+    };
+    Ok(Route { hostname, target })
+}
+
+/// A policy that is to be added: beyond being well-formed, it can match something.
+pub(in crate::admin) fn new_policy(field: &str, given: Option<v1::L7Policy>) -> Result<L7Policy, Status> {
+    let policy = policy(field, given)?;
+    if policy.kind == L7PolicyKind::RequireHeader && !policy.value.bytes().all(is_token) {
+        let problem = format_args!("\"{}\" is not the name of a header", policy.value);
+        return Err(invalid(format_args!("{field}.value"), problem));
+    }
+    Ok(policy)
+}
+
+pub(in crate::admin) fn policy(field: &str, given: Option<v1::L7Policy>) -> Result<L7Policy, Status> {
+    let given = given.ok_or_else(|| invalid(field, "is required"))?;
+    let kind = parse(format_args!("{field}.type"), &given.r#type)?;
+    if given.value.is_empty() {
+        return Err(invalid(format_args!("{field}.value"), "is required"));
+    }
+    Ok(L7Policy { kind, value: given.value })
+}
+
+pub(in crate::admin) fn policy_to_proto(policy: L7Policy) -> v1::L7Policy {
+    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value }
+}
+
+pub(in crate::admin) fn routes_to_proto(listener_addr: String, routes: ListenerRoutes) -> v1::ListRoutesResponse {
+    v1::ListRoutesResponse {
+        listener_addr,
+        routes: routes.routes.into_iter().map(|r| target_to_proto(r.hostname.to_string(), r.target)).collect(),
+        default_route: routes.default.map(|target| target_to_proto(String::new(), target)),
+    }
+}
+
+fn target_to_proto(hostname: String, target: Target) -> v1::Route {
+    let text = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
+    let mut backends = target.backends.iter().map(BackendAddr::to_string);
+    v1::Route {
+        hostname,
+        backend: backends.next().unwrap_or_default(),
+        backends: backends.collect(),
+        mode: target.mode.as_str().to_owned(),
+        tls_cert: text(target.tls_cert),
+        tls_key: text(target.tls_key),
+        backend_tls: target.backend_tls,
+        send_proxy_protocol: target.send_proxy_protocol,
+        l7_policies: target.l7_policies.into_iter().map(policy_to_proto).collect(),
+    }
+}
+
+/// `backend` and `backends` are one list, in this order, without repetitions.
+fn backends(first: &str, rest: &[String]) -> Result<Vec<BackendAddr>, Status> {
+    let mut backends = Vec::with_capacity(1 + rest.len());
+    if !first.is_empty() {
+        backends.push(parse("route.backend", first)?);
+    }
+    for (index, text) in rest.iter().enumerate() {
+        let backend = parse(format_args!("route.backends[{index}]"), text)?;
+        if !backends.contains(&backend) {
+            backends.push(backend);
+        }
+    }
+    if backends.is_empty() {
+        return Err(invalid("route.backend", "is required, such as \"127.0.0.1:8443\""));
+    }
+    Ok(backends)
+}
+
+fn path(field: &str, text: String) -> Result<Option<PathBuf>, Status> {
+    match text {
+        text if text.is_empty() => Ok(None),
+        text if text.contains('\0') || text.len() >= PATH_MAX => Err(invalid(field, "is not a file name")),
+        text => Ok(Some(text.into())),
+    }
+}
+
+/// RFC 9110 §5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn unavailable(field: &str, value: &str) -> Status {
+    let version = env!("CARGO_PKG_VERSION");
+    Status::failed_precondition(format!("{field}: {value} is not available in mc-proxy {version}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::{super::tests::refusal, *};
+    use crate::admin::convert::MESSAGE_MAX;
+
+    fn message(hostname: &str, backend: &str) -> v1::Route {
+        v1::Route { hostname: hostname.into(), backend: backend.into(), ..v1::Route::default() }
+    }
+
+    #[test]
+    fn every_refusal_of_a_route_names_its_field() {
+        let good = || message("app.example.com", "127.0.0.1:8443");
+        let policy = |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into() };
+        let cases = [
+            (None, "route: is required"),
+            (Some(message("", "a:1")), "route.hostname: is required"),
+            (Some(message("a*.b", "a:1")), "route.hostname: \"a*.b\": a wildcard is"),
+            (Some(message("10.0.0.1", "a:1")), "route.hostname: \"10.0.0.1\": the name is an IP address"),
+            (Some(message("a.b", "")), "route.backend: is required"),
+            (Some(message("a.b", "foo")), "route.backend: \"foo\" is not a backend address"),
+            (Some(v1::Route { backends: vec!["a:1".into(), "x".into()], ..good() }), "route.backends[1]: \"x\" is not"),
+            (Some(v1::Route { mode: "L5".into(), ..good() }), "route.mode: \"L5\" is not one of"),
+            (Some(v1::Route { tls_cert: "a\0b".into(), ..good() }), "route.tls_cert: is not a file name"),
+            (Some(v1::Route { tls_key: "k".repeat(PATH_MAX), ..good() }), "route.tls_key: is not a file name"),
+            (
+                Some(v1::Route { l7_policies: vec![policy("nope", "x")], ..good() }),
+                "route.l7_policies[0].type: \"nope\" is not one of",
+            ),
+            (
+                Some(v1::Route { l7_policies: vec![policy("block_user_agent", "")], ..good() }),
+                "route.l7_policies[0].value: is required",
+            ),
+            (
+                Some(v1::Route { l7_policies: vec![policy("require_header", "X-A: b")], ..good() }),
+                "route.l7_policies[0].value: \"X-A: b\" is not the name of a header",
+            ),
+        ];
+        for (given, expected) in cases {
+            let (code, text) = refusal(route(given));
+            assert_eq!(code, Code::InvalidArgument, "{text}");
+            assert!(text.starts_with(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_fits_into_a_header() {
+        let (_, text) = refusal(route(Some(message(&"é".repeat(30_000), "a:1"))));
+        assert!(text.starts_with("route.hostname: \"é") && text.len() < MESSAGE_MAX + 4, "{}", text.len());
+    }
+
+    #[test]
+    fn what_comes_later_is_refused_not_ignored() {
+        for (given, expected) in [
+            (
+                v1::Route { mode: "l7".into(), ..message("a.b", "a:1") },
+                "route.mode: \"l7\" is not available in mc-proxy",
+            ),
+            (
+                v1::Route { send_proxy_protocol: true, ..message("a.b", "a:1") },
+                "route.send_proxy_protocol: true is not available in mc-proxy",
+            ),
+        ] {
+            let (code, text) = refusal(route(Some(given)));
+            assert_eq!(code, Code::FailedPrecondition);
+            assert!(text.starts_with(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_route_of_a_deploy_agent() {
+        let route = route(Some(v1::Route {
+            backends: vec!["b:2".into(), "a:1".into(), "b:2".into()],
+            tls_cert: "/certs/a.pem".into(),
+            backend_tls: true,
+            ..message("APP.example.com.", "a:1")
+        }))
+        .unwrap();
+        assert_eq!(route.hostname.to_string(), "app.example.com");
+        assert_eq!(route.target.mode, Mode::L4);
+        assert_eq!(route.target.backends.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:1", "b:2"]);
+        assert_eq!(route.target.tls_cert.as_deref(), Some("/certs/a.pem".as_ref()));
+        assert!(route.target.backend_tls);
+    }
+}

@@ -1,0 +1,142 @@
+//! What `GetStatus` answers.
+
+use std::time::SystemTime;
+
+use mc_proxy_proto::v1;
+
+use super::firewall::group_to_proto;
+use crate::{control, xdp};
+
+pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatusResponse {
+    let active = status.listeners.iter().fold(0_u64, |sum, listener| sum.saturating_add(listener.active));
+    let listeners = status.listeners.into_iter().map(|listener| v1::ListenerStatus {
+        addr: listener.addr,
+        route_count: i32::try_from(listener.routes).unwrap_or(i32::MAX),
+        active_connections: to_i64(listener.active),
+        // Listeners with PROXY protocol come with a later version.
+        proxy_protocol: false,
+        max_connections: to_i64(listener.max_connections),
+        accepted_total: listener.accepted,
+    });
+    let outcomes = status.outcomes.into_iter();
+    v1::GetStatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: Some(status.started_at.into()),
+        total_connections: to_i64(active),
+        listeners: listeners.collect(),
+        kernel: Some(plane_to_proto(status.plane)),
+        firewall: Some(firewall_to_proto(status.firewall)),
+        outcomes: outcomes
+            .map(|(outcome, connections)| v1::OutcomeCount { outcome: outcome.to_owned(), connections })
+            .collect(),
+        uptime_seconds: status.uptime.as_secs(),
+        client_bytes: status.client_bytes,
+        backend_bytes: status.backend_bytes,
+    }
+}
+
+fn plane_to_proto(plane: xdp::PlaneStatus) -> v1::KernelPlaneStatus {
+    let drops = || plane.counters.iter().filter(|counter| counter.is_drop);
+    v1::KernelPlaneStatus {
+        active: plane.is_active,
+        rules: plane.rules,
+        dropped_packets: drops().map(|counter| counter.packets).sum(),
+        dropped_bytes: drops().map(|counter| counter.bytes).sum(),
+        counters: plane
+            .counters
+            .iter()
+            .map(|c| v1::PacketCount { reason: c.reason.to_owned(), packets: c.packets, bytes: c.bytes })
+            .collect(),
+        interfaces: plane.interfaces.into_iter().map(interface_to_proto).collect(),
+        detail: plane.detail,
+        map_memory_bytes: plane.map_memory,
+        generation: plane.generation,
+    }
+}
+
+fn firewall_to_proto(firewall: control::FirewallStatus) -> v1::FirewallStatus {
+    let age = |built_at| SystemTime::now().duration_since(built_at).unwrap_or_default();
+    v1::FirewallStatus {
+        geoip: firewall.geoip.map(|geoip| v1::GeoIpStatus {
+            database_type: geoip.database_type,
+            built_at: Some(geoip.built_at.into()),
+            age_seconds: age(geoip.built_at).as_secs(),
+        }),
+        groups: firewall.groups.into_iter().map(group_to_proto).collect(),
+        pending: firewall
+            .pending
+            .map(|pending| v1::PendingConfirmation { id: pending.id, confirm_by: Some(pending.confirm_by.into()) }),
+        bans: firewall.bans,
+        rules: firewall.rules,
+    }
+}
+
+fn interface_to_proto(interface: xdp::InterfaceStatus) -> v1::InterfaceStatus {
+    v1::InterfaceStatus {
+        name: interface.name,
+        mode: interface.mode.to_owned(),
+        program_id: interface.program_id,
+        error: interface.error,
+        adopted: interface.is_adopted,
+        driver: interface.driver,
+        mtu: interface.mtu,
+        mode_reason: interface.mode_reason,
+        foreign_program_id: interface.foreign_program_id,
+    }
+}
+
+fn to_i64(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn status_sums_up() {
+        let count = |reason, is_drop, packets| xdp::ReasonCount { reason, is_drop, packets, bytes: packets * 60 };
+        let listener = |addr: &str, active| control::ListenerStatus {
+            addr: addr.into(),
+            routes: 2,
+            active,
+            max_connections: 0,
+            accepted: 100,
+        };
+        let status = status_to_proto(control::Status {
+            started_at: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            uptime: Duration::from_millis(10_900),
+            listeners: vec![listener(":443", 12), listener(":8443", u64::MAX)],
+            plane: xdp::PlaneStatus {
+                is_active: true,
+                counters: vec![count("pass", false, 7), count("ip", true, 3), count("prefix", true, 4)],
+                ..xdp::PlaneStatus::default()
+            },
+            firewall: control::FirewallStatus {
+                geoip: Some(control::GeoIpStatus {
+                    database_type: "DBIP-Country-Lite".into(),
+                    built_at: SystemTime::now() - Duration::from_secs(90),
+                }),
+                groups: Vec::new(),
+                pending: Some(control::Pending { id: 4, confirm_by: UNIX_EPOCH + Duration::from_secs(60) }),
+                bans: 2,
+                rules: 9,
+            },
+            outcomes: vec![("closed", 5)],
+            client_bytes: 1,
+            backend_bytes: 2,
+        });
+        let kernel = status.kernel.unwrap();
+        assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
+        assert_eq!((status.version.as_str(), status.uptime_seconds), ("0.1.0", 10));
+        assert_eq!(status.started_at.unwrap().to_string(), "2023-11-14T22:13:20Z");
+        assert_eq!(status.total_connections, i64::MAX);
+        let firewall = status.firewall.unwrap();
+        assert!((90..100).contains(&firewall.geoip.unwrap().age_seconds));
+        let pending = firewall.pending.unwrap();
+        assert_eq!((pending.id, pending.confirm_by.unwrap().seconds), (4, 60));
+        assert_eq!((firewall.bans, firewall.rules), (2, 9));
+    }
+}

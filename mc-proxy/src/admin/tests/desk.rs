@@ -1,0 +1,135 @@
+//! A control thread that keeps everything in memory.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+
+use super::rules::Rules;
+use crate::{
+    control::{Command, ControlError, ListenerRoutes, ListenerStatus, Status},
+    desired::{Listener, Target},
+    xdp::{InterfaceStatus, PlaneStatus, ReasonCount},
+};
+
+/// What the control thread does, in memory: listener `:443` exists.
+pub(super) struct Desk {
+    listener: Listener,
+    pub(super) rules: Rules,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        let mut listener = Listener::new(":443".parse().unwrap());
+        listener.default = Some(Target::passthrough("unix:/run/default.sock".parse().unwrap()));
+        Self { listener, rules: Rules::default() }
+    }
+}
+
+impl Desk {
+    pub(super) async fn answer(mut self, mut commands: mpsc::Receiver<Command>) {
+        while let Some(command) = commands.recv().await {
+            self.one(command);
+        }
+    }
+
+    fn one(&mut self, command: Command) {
+        let unknown = |what: &dyn std::fmt::Display| ControlError::NotFound(format!("there is no {what}"));
+        let known = |name: &str| {
+            if name == ":443" { Ok(()) } else { Err(unknown(&format_args!("listener \"{name}\""))) }
+        };
+        let routes = &mut self.listener.routes;
+        // A caller that has gone does not wait for its answer.
+        match command {
+            Command::Routes(name, reply) => {
+                let answer = ListenerRoutes { routes: routes.clone(), default: self.listener.default.clone() };
+                let _ = reply.send(known(&name).map(|()| answer));
+            }
+            Command::AddRoute(name, route, reply) => {
+                let added = known(&name).map(|()| match routes.iter_mut().find(|r| r.hostname == route.hostname) {
+                    Some(old) => *old = route,
+                    None => routes.push(route),
+                });
+                let _ = reply.send(added);
+            }
+            Command::RemoveRoute(name, hostname, reply) => {
+                let before = routes.len();
+                let _ = reply.send(known(&name).and_then(|()| {
+                    routes.retain(|r| r.hostname != hostname);
+                    if routes.len() < before { Ok(()) } else { Err(unknown(&format_args!("route \"{hostname}\""))) }
+                }));
+            }
+            Command::Policies(name, hostname, reply) => {
+                let route = routes.iter().find(|r| r.hostname == hostname);
+                let policies = route.map(|r| r.target.l7_policies.clone()).ok_or_else(|| unknown(&"route"));
+                let _ = reply.send(known(&name).and(policies));
+            }
+            Command::AddPolicy(_, hostname, policy, reply) => {
+                let route = routes.iter_mut().find(|r| r.hostname == hostname).ok_or_else(|| unknown(&"route"));
+                let _ = reply.send(route.map(|r| r.target.l7_policies.push(policy)));
+            }
+            Command::RemovePolicy(_, hostname, policy, reply) => {
+                let route = routes.iter_mut().find(|r| r.hostname == hostname).ok_or_else(|| unknown(&"route"));
+                let _ = reply.send(route.map(|r| r.target.l7_policies.retain(|p| *p != policy)));
+            }
+            Command::SetMaxConnections(name, max, reply) => {
+                self.listener.max_connections = max;
+                let refused = || Err(ControlError::Refused("the listener is going away".to_owned()));
+                let _ = reply.send(known(&name).and_then(|()| if max == 99 { refused() } else { Ok(()) }));
+            }
+            Command::Firewall(command) => self.rules.one(command),
+            // Not part of the API: rules come as firewall commands.
+            Command::Rules(reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
+            Command::AddRule(_, reply) | Command::RemoveRule(_, reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
+            Command::ReloadGeoIp(reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
+            Command::Stop(reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
+            Command::Status(reply) => {
+                let _ = reply.send(Ok(self.status()));
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            started_at: SystemTime::UNIX_EPOCH,
+            uptime: Duration::from_secs(16_330),
+            listeners: vec![ListenerStatus {
+                addr: ":443".to_owned(),
+                routes: self.listener.routes.len(),
+                active: 12,
+                max_connections: self.listener.max_connections,
+                accepted: 40,
+            }],
+            plane: PlaneStatus {
+                is_active: true,
+                detail: String::new(),
+                interfaces: vec![InterfaceStatus {
+                    name: "eth0".to_owned(),
+                    mode: "native",
+                    program_id: 57,
+                    error: String::new(),
+                    is_adopted: false,
+                    driver: "veth".to_owned(),
+                    mtu: 1500,
+                    mode_reason: String::new(),
+                    foreign_program_id: 0,
+                }],
+                rules: 3,
+                counters: vec![ReasonCount { reason: "blocked_ip", is_drop: true, packets: 8, bytes: 480 }],
+                map_memory: 4096,
+                generation: 2,
+            },
+            firewall: self.rules.status(),
+            outcomes: vec![("closed", 28)],
+            client_bytes: 1,
+            backend_bytes: 2,
+        }
+    }
+}

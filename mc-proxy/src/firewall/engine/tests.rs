@@ -1,0 +1,6 @@
+mod changes;
+mod failures;
+mod load;
+mod readers;
+mod reference;
+mod support;
