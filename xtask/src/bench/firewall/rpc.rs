@@ -35,7 +35,7 @@ impl Client {
         let mut rule = v1::FirewallRule { value: address.to_string(), ..Default::default() };
         rule.set_type(v1::FirewallRuleType::Ip);
         rule.set_action(v1::FirewallAction::Block);
-        let request = v1::AddFirewallRuleRequest { rule: Some(rule) };
+        let request = v1::AddFirewallRuleRequest { rule: Some(rule), ..Default::default() };
         self.runtime.block_on(self.admin.add_firewall_rule(request)).context("adding a rule")?;
         Ok(())
     }
