@@ -10,6 +10,7 @@ mod chart;
 mod daemon;
 mod measure;
 mod memory;
+mod netfilter;
 mod object;
 mod report;
 mod rpc;
