@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Map, MapData, PerCpuHashMap, PerCpuValues, ProgramArray};
+use aya::maps::{HashMap, LpmTrie, Map, MapData, PerCpuHashMap, PerCpuValues, ProgramArray};
 use aya::programs::{ProgramInfo, TestRunAttrs, TestRunOptions, Xdp, loaded_programs};
 use aya::{Ebpf, EbpfLoader, TestRun};
 use aya_obj::programs::XdpAttachType;
@@ -203,28 +203,46 @@ pub(crate) fn fill_pinned(path: &Path, table: Table) -> anyhow::Result<()> {
 }
 
 fn fill(map: &mut Map, table: Table) -> anyhow::Result<()> {
-    for (address, length) in table.entries() {
-        match address {
-            IpAddr::V4(address) => insert(map, address.octets(), length)?,
-            IpAddr::V6(address) => insert(map, address.octets(), length)?,
+    let entries = table.entries();
+    if table.shape.is_ipv6 {
+        insert(
+            map,
+            entries.filter_map(|(address, length)| match address {
+                IpAddr::V6(address) => Some((address.octets(), length)),
+                IpAddr::V4(_) => None,
+            }),
+        )
+    } else {
+        insert(
+            map,
+            entries.filter_map(|(address, length)| match address {
+                IpAddr::V4(address) => Some((address.octets(), length)),
+                IpAddr::V6(_) => None,
+            }),
+        )
+    }
+}
+
+/// Prefixes go into a trie only: a hash is not asked for them.
+fn insert<K: aya::Pod>(map: &mut Map, entries: impl Iterator<Item = (K, u8)>) -> anyhow::Result<()> {
+    if matches!(map, Map::LpmTrie(_)) {
+        let mut trie = LpmTrie::<_, K, u64>::try_from(map)?;
+        for (address, length) in entries {
+            trie.insert(&Key::new(length.into(), address), 1, 0)?;
+        }
+    } else if matches!(map, Map::HashMap(_)) {
+        let mut hash = HashMap::<_, K, u64>::try_from(map)?;
+        for (address, _) in entries {
+            hash.insert(address, 1, 0)?;
+        }
+    } else {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| anyhow::Error::new(error).context(path))?;
+        let mut hash = PerCpuHashMap::<_, K, u64>::try_from(map)?;
+        for (address, _) in entries {
+            hash.insert(address, PerCpuValues::try_from(vec![XDP_FILTER_SOURCE; cpus])?, 0)?;
         }
     }
     Ok(())
-}
-
-fn insert<K: aya::Pod>(map: &mut Map, address: K, length: u8) -> anyhow::Result<()> {
-    if matches!(map, Map::LpmTrie(_)) {
-        let mut trie = aya::maps::LpmTrie::<_, K, u64>::try_from(map)?;
-        return Ok(trie.insert(&Key::new(length.into(), address), 1, 0)?);
-    }
-    if matches!(map, Map::HashMap(_)) {
-        // Prefixes do not fit a hash; the control is not asked for them.
-        let mut hash = aya::maps::HashMap::<_, K, u64>::try_from(map)?;
-        return Ok(hash.insert(address, 1, 0)?);
-    }
-    let values = PerCpuValues::try_from(vec![XDP_FILTER_SOURCE; aya::util::nr_cpus().map_err(|(_, error)| error)?])?;
-    let mut hash = PerCpuHashMap::<_, K, u64>::try_from(map)?;
-    Ok(hash.insert(address, values, 0)?)
 }
 
 /// Sends packets out of an interface of this namespace until killed or for `lifetime`.
