@@ -35,7 +35,7 @@ use crate::{
     store::{Difference, Store, StoreError},
     telemetry::{describe, log},
     worker::{Shutdown, Worker},
-    xdp,
+    xdp_v1 as xdp,
 };
 
 /// Differences between file and database that are listed at start: a database of a million bans is one line.

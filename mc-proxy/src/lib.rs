@@ -20,3 +20,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod worker;
 pub mod xdp;
+pub mod xdp_v1;

@@ -185,9 +185,11 @@ impl Desk {
                     program_id: 57,
                     error: String::new(),
                     is_adopted: false,
+                    ..InterfaceStatus::default()
                 }],
                 rules: 3,
                 counters: vec![ReasonCount { reason: "blocked_ip", is_drop: true, packets: 8, bytes: 480 }],
+                ..PlaneStatus::default()
             },
             outcomes: vec![("closed", 28)],
             client_bytes: 1,

@@ -17,7 +17,7 @@ use crate::{
     route::{Pattern, RouteTable},
     store::{self, Store, StoreError},
     telemetry::describe,
-    xdp::{Change, Dataplane, Repairs},
+    xdp_v1::{Change, Dataplane, Repairs},
 };
 
 /// Commands that may wait. Callers wait for a place, and have deadlines.

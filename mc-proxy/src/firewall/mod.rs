@@ -4,6 +4,7 @@ mod geoip;
 mod guard;
 mod rule;
 mod set;
+mod tables;
 
 #[cfg(test)]
 pub(crate) use geoip::fixture as geoip_fixture;
@@ -14,3 +15,4 @@ pub use rule::{
     check_comment,
 };
 pub use set::RuleSet;
+pub use tables::{Generations, Readers, Reading, Sizes, TableMemory, Words};

@@ -1,0 +1,119 @@
+//! What the kernel says of an interface, by rtnetlink; no right is needed to ask.
+
+use std::io;
+
+use rtnetlink::{
+    packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+/// A program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attached {
+    pub(super) program_id: u32,
+    pub(super) mode: Mode,
+}
+
+/// Where in the receive path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Native,
+    Generic,
+    Other,
+}
+
+impl Mode {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Index of the interface with this name in the network namespace of the thread.
+pub(super) fn index(name: &str) -> io::Result<Option<u32>> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    match rustix::net::netdevice::name_to_index(&socket, name) {
+        Ok(index) => Ok(Some(index)),
+        Err(rustix::io::Errno::NODEV) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The XDP program of an interface.
+pub(super) fn attached(index: u32) -> io::Result<Option<Attached>> {
+    let mut link = LinkMessage::default();
+    link.header.index = index;
+    let reply = request(RouteNetlinkMessage::GetLink(link))?;
+    let RouteNetlinkMessage::NewLink(link) = reply else {
+        return Err(io::Error::other("the kernel answered a question about a link with something else"));
+    };
+    let mut attributes = link.attributes.iter();
+    Ok(attributes.find_map(|attribute| if let LinkAttribute::Xdp(xdp) = attribute { of_attributes(xdp) } else { None }))
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "attributes that are of no interest, now and later")]
+fn of_attributes(attributes: &[LinkXdp]) -> Option<Attached> {
+    let mut mode = None;
+    let mut program_id = 0;
+    for attribute in attributes {
+        match attribute {
+            LinkXdp::Attached(XdpAttached::Driver) => mode = Some(Mode::Native),
+            LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Some(Mode::Generic),
+            LinkXdp::Attached(XdpAttached::None) => {}
+            LinkXdp::Attached(_) => mode = Some(Mode::Other),
+            LinkXdp::ProgId(id) => program_id = *id,
+            // With several programs on one interface there is no single id.
+            LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) if program_id == 0 => {
+                program_id = *id;
+            }
+            _ => {}
+        }
+    }
+    Some(Attached { program_id, mode: mode? })
+}
+
+fn request(message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+    let (bytes, _) = socket.recv_from_full()?;
+    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).map_err(io::Error::other)?;
+    if let NetlinkPayload::Error(error) = &reply.payload {
+        return Err(error.to_io());
+    }
+    let NetlinkPayload::InnerMessage(message) = reply.payload else {
+        return Err(io::Error::other("the kernel's answer is not a message of rtnetlink"));
+    };
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_has_an_index_and_no_program() {
+        let index = index("lo").unwrap().expect("every namespace has a loopback");
+        assert_eq!(attached(index).unwrap(), None);
+        assert_eq!(super::index("no-such-if0").unwrap(), None);
+    }
+}
