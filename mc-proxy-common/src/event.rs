@@ -18,7 +18,8 @@ pub struct DropEvent {
     pub group: u32,
     /// TCP destination port; 0 when there is none.
     pub port: u16,
-    reason: u16,
+    /// Index of a [`Reason`].
+    pub reason: u16,
 }
 
 const _: () = assert!(size_of::<DropEvent>() == 40);
@@ -26,12 +27,6 @@ const _: () = assert!(size_of::<DropEvent>() == 40);
 impl DropEvent {
     /// Bytes of a record.
     pub const SIZE: usize = size_of::<Self>();
-
-    /// An event of a packet from `source`.
-    #[inline(always)]
-    pub const fn new(at: u64, source: Source, reason: u32) -> Self {
-        Self { at, source, interface: 0, bytes: 0, group: 0, port: 0, reason: reason as u16 }
-    }
 
     /// Reads a record of the ring buffer; `None` when it is not one.
     pub fn from_bytes(record: &[u8]) -> Option<Self> {

@@ -169,11 +169,25 @@ impl<C: Cursor> Packet<C> {
     }
 
     /// Who sent it, as the header says.
+    #[inline(always)]
     pub fn source(&self) -> Source {
         match self {
             Self::V4(packet) => Source::v4(packet.source),
             Self::V6(packet) => packet.source,
         }
+    }
+
+    /// The TCP port that it is for, where that is easily told: without IPv4 options and IPv6 extension headers. Or 0.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        let (protocol, payload) = match self {
+            Self::V4(packet) if packet.options == 0 && packet.fragment != Fragment::Later => {
+                (packet.protocol, packet.after_header)
+            }
+            Self::V6(packet) => (packet.next, packet.payload),
+            Self::V4(_) => return 0,
+        };
+        if protocol == TCP && payload.has::<4>() { payload.at.u16::<2>() } else { 0 }
     }
 
     /// What is known of its transport header.

@@ -40,10 +40,6 @@ pub struct Verdict {
     pub reason: u32,
     /// The group of the rule that decided; 0 when none did.
     pub group: u32,
-    /// The packet's TCP port, if it was looked at.
-    pub port: u16,
-    /// Who sent it; `::` when it is not an IP packet.
-    pub source: Source,
 }
 
 impl Verdict {
@@ -54,8 +50,19 @@ impl Verdict {
     }
 
     #[inline(always)]
-    const fn pass(reason: Reason, source: Source) -> Self {
-        Self { reason: reason.index(), group: 0, port: 0, source }
+    const fn of(reason: Reason) -> Self {
+        Self { reason: reason.index(), group: 0 }
+    }
+
+    // One word, because a function returns no more in the kernel.
+    #[inline(always)]
+    const fn pack(self) -> u64 {
+        (self.group as u64) << 32 | self.reason as u64
+    }
+
+    #[inline(always)]
+    const fn unpack(packed: u64) -> Self {
+        Self { reason: packed as u32, group: (packed >> 32) as u32 }
     }
 }
 
@@ -64,28 +71,25 @@ impl Verdict {
 pub fn judge_packet<C: Cursor, H: Host>(host: &H, frame: C) -> Verdict {
     // Most packets of an edge host are from sources of which no rule speaks: nothing more of them is looked at.
     let is_clear = |chain| chain == 0 && !host.limits();
-    let (chain, source, transport) = match Packet::parse(frame) {
+    match Packet::parse(frame) {
         Ok(Packet::V4(packet)) => {
-            let (source, chain) = (Source::v4(packet.source()), table::find4(host, packet.source()));
+            let chain = table::find4(host, packet.source());
             if is_clear(chain) {
-                return Verdict::pass(Reason::NoRule, source);
+                return Verdict::of(Reason::NoRule);
             }
-            (chain, source, packet.transport())
+            judge(host, chain, Source::v4(packet.source()), packet.transport())
         }
         Ok(Packet::V6(packet)) => {
-            let (source, chain) = (packet.source(), table::find(host, packet.source()));
+            let chain = table::find(host, packet.source());
             if is_clear(chain) {
-                return Verdict::pass(Reason::NoRule, source);
+                return Verdict::of(Reason::NoRule);
             }
-            (chain, source, packet.transport())
+            judge(host, chain, packet.source(), packet.transport())
         }
-        Err(Unjudged::NotIp) => return Verdict::pass(Reason::NotIp, NOBODY),
-        Err(Unjudged::Malformed) => return Verdict::pass(Reason::Malformed, NOBODY),
-    };
-    judge(host, chain, source, transport)
+        Err(Unjudged::NotIp) => Verdict::of(Reason::NotIp),
+        Err(Unjudged::Malformed) => Verdict::of(Reason::Malformed),
+    }
 }
-
-const NOBODY: Source = Source { high: 0, low: 0 };
 
 /// What happens to a connection of `source` that has come to a listener's `port`. Rates are the caller's business.
 pub fn judge_connection<H: Host>(host: &H, source: Source, port: u16) -> Verdict {
@@ -95,18 +99,15 @@ pub fn judge_connection<H: Host>(host: &H, source: Source, port: u16) -> Verdict
 
 #[inline(always)]
 fn judge<H: Host>(host: &H, chain: u32, source: Source, transport: Transport) -> Verdict {
-    let (port, is_opening) = match transport {
-        Transport::Tcp { destination, is_opening } => (destination, is_opening),
-        _ => (0, false),
+    let (port, is_opening, flags) = match transport {
+        Transport::Tcp { destination, is_opening } => (destination, is_opening, host.port(destination)),
+        _ => (0, false, PortFlags::NONE),
     };
-    let is_tcp = matches!(transport, Transport::Tcp { .. });
-    let flags = if is_tcp { host.port(port) } else { PortFlags::NONE };
     let packet = Aspect { port, of_listeners: of_listeners(transport, flags), of_host: of_host(transport) };
-    let Decision { reason, group } = Decision::unpack(decide(host, chain, packet.pack()));
-    let verdict = Verdict { reason, group, port, source };
-    let is_decided = verdict.is_drop() || reason == Reason::Allowed.index();
-    if !is_decided && host.limits() && is_opening && flags.is_limited() && !host.admit(source) {
-        return Verdict { reason: Reason::RateLimited.index(), ..verdict };
+    let verdict = Verdict::unpack(decide(host, chain, packet.pack()));
+    let is_decided = verdict.is_drop() || verdict.reason == Reason::Allowed.index();
+    if host.limits() && !is_decided && is_opening && flags.is_limited() && !host.admit(source) {
+        return Verdict::of(Reason::RateLimited);
     }
     verdict
 }
@@ -144,20 +145,7 @@ impl Aspect {
     }
 }
 
-/// What a decision list says.
-struct Decision {
-    reason: u32,
-    group: u32,
-}
-
-impl Decision {
-    #[inline(always)]
-    const fn unpack(packed: u64) -> Self {
-        Self { reason: packed as u32, group: (packed >> 32) as u32 }
-    }
-}
-
-/// What the decision list says, packed as a [`Decision`] is unpacked.
+/// What the decision list says: a packed [`Verdict`].
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
     let packet = Aspect::unpack(packet);
@@ -201,7 +189,7 @@ fn step<H: Host>(host: &H, packet: Aspect, state: &mut Undecided) -> Option<u64>
     }
     match clause.action() {
         ClauseAction::Allow => Some(Reason::Allowed.index().into()),
-        ClauseAction::Drop => Some(u64::from(clause.group()) << 32 | u64::from(clause.reason())),
+        ClauseAction::Drop => Some(Verdict { reason: clause.reason(), group: clause.group() }.pack()),
         ClauseAction::Count => {
             host.would_drop(clause.group());
             None

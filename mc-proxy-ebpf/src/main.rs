@@ -22,12 +22,11 @@ use crate::{frame::XdpCursor, maps::KernelHost};
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
     let host = KernelHost::new(&ctx);
     let verdict = judge_packet(&host, XdpCursor::start(&ctx));
-    let bytes = host.bytes();
-    report::count(verdict.reason, bytes);
+    report::count(&host, verdict.reason);
     if !verdict.is_drop() {
         return xdp_action::XDP_PASS;
     }
-    report::dropped(&ctx, &verdict, bytes);
+    report::dropped(&host, &ctx, verdict);
     xdp_action::XDP_DROP
 }
 

@@ -3,12 +3,12 @@
 //! The daemon sizes the tables when it loads the program, and maps them into its memory: there is no other way in which
 //! they are written.
 
-use core::sync::atomic::AtomicU64;
+use core::{cell::Cell, sync::atomic::AtomicU64};
 
 use aya_ebpf::{
     Global,
     bindings::BPF_F_MMAPABLE,
-    helpers::{bpf_ktime_get_boot_ns, bpf_xdp_get_buff_len},
+    helpers::{bpf_ktime_get_boot_ns, bpf_map_lookup_elem, bpf_xdp_get_buff_len},
     macros::map,
     maps::Array,
     programs::XdpContext,
@@ -70,6 +70,8 @@ static MEASURES_FRAMES: Global<u8> = Global::new(0);
 /// The maps, for one run of the program.
 pub(crate) struct KernelHost {
     bytes: u64,
+    // The key of every look-up. Without `CAP_PERFMON` the first write to a place on the stack costs a speculation barrier.
+    key: Cell<u32>,
 }
 
 impl KernelHost {
@@ -81,7 +83,7 @@ impl KernelHost {
             // SAFETY: the context is the one that the kernel passed to the program.
             unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
         };
-        Self { bytes }
+        Self { bytes, key: Cell::new(0) }
     }
 
     /// Bytes of the frame, or 0 where the kernel does not tell.
@@ -89,51 +91,61 @@ impl KernelHost {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
-}
 
-/// An element of a table as atomics.
-#[inline(always)]
-fn element<T, A>(map: &'static Array<T>, index: u32) -> Option<&'static A> {
-    const { assert!(size_of::<T>() == size_of::<A>() && align_of::<T>() == align_of::<A>()) }
-    // SAFETY: map values live as long as the program and are never moved; `A` is `T` with atomics for integers, and
-    // nobody in the program refers to the element in another way.
-    map.get_ptr(index).map(|element| unsafe { &*element.cast() })
+    /// An element of a map.
+    #[inline(always)]
+    pub(crate) fn element<M, A>(&self, map: &'static M, index: u32) -> *mut A {
+        self.key.set(index);
+        // SAFETY: `M` is one of aya's maps with keys of 32 bits, whose address is what the loader replaces by the map.
+        let element =
+            unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), self.key.as_ptr().cast()) };
+        element.cast()
+    }
+
+    /// An element of a table as atomics.
+    #[inline(always)]
+    fn shared<T, A>(&self, map: &'static Array<T>, index: u32) -> Option<&'static A> {
+        const { assert!(size_of::<T>() == size_of::<A>() && align_of::<T>() == align_of::<A>()) }
+        // SAFETY: map values live as long as the program and are never moved; `A` is `T` with atomics for integers, and
+        // nobody in the program refers to the element in another way.
+        unsafe { self.element::<_, A>(map, index).as_ref() }
+    }
 }
 
 impl Tables for KernelHost {
     #[inline(always)]
     fn tree4(&self, index: u32) -> Option<&AtomicU64> {
-        element(&TREE4, index)
+        self.shared(&TREE4, index)
     }
 
     #[inline(always)]
     fn tree6(&self, index: u32) -> Option<&AtomicU64> {
-        element(&TREE6, index)
+        self.shared(&TREE6, index)
     }
 
     #[inline(always)]
     fn node(&self, index: u32) -> Option<&AtomicU64> {
-        element(&NODES, index)
+        self.shared(&NODES, index)
     }
 
     #[inline(always)]
     fn line4(&self, index: u32) -> Option<&Line> {
-        element(&LINES4, index)
+        self.shared(&LINES4, index)
     }
 
     #[inline(always)]
     fn line6(&self, index: u32) -> Option<&Line> {
-        element(&LINES6, index)
+        self.shared(&LINES6, index)
     }
 
     #[inline(always)]
     fn line_long6(&self, index: u32) -> Option<&Line> {
-        element(&LONG6, index)
+        self.shared(&LONG6, index)
     }
 
     #[inline(always)]
     fn clause(&self, id: u32) -> Option<&ClauseWords> {
-        element(&CLAUSES, id)
+        self.shared(&CLAUSES, id)
     }
 
     #[inline(always)]
@@ -150,7 +162,7 @@ impl Host for KernelHost {
 
     #[inline(always)]
     fn port(&self, port: u16) -> PortFlags {
-        match element::<_, AtomicU64>(&PORTS, u32::from(port) / 32) {
+        match self.shared::<_, AtomicU64>(&PORTS, u32::from(port) / 32) {
             Some(word) => PortFlags::in_word(atomic::load(word), port),
             None => PortFlags::NONE,
         }
@@ -164,7 +176,7 @@ impl Host for KernelHost {
 
     #[inline(always)]
     fn would_drop(&self, group: u32) {
-        report::would_drop(group, self.bytes());
+        report::would_drop(self, group);
     }
 
     #[inline(always)]
@@ -181,7 +193,7 @@ impl Host for KernelHost {
             prefix_v6: RATE_PREFIX_V6.load(),
         };
         let key = limit.key(source);
-        match element(&RATES, rate::home(key, SEED.load()) & (RATE_LINES - 1)) {
+        match self.shared(&RATES, rate::home(key, SEED.load()) & (RATE_LINES - 1)) {
             Some(line) => rate::spend(&limit, line, key, self.now()) != Admission::Limited,
             None => true,
         }

@@ -7,12 +7,18 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray, RingBuf},
     programs::XdpContext,
 };
+use core::sync::atomic::AtomicU64;
+
 use mc_proxy_common::{
+    atomic,
     event::DropEvent,
     maps::{Budget, CONTROL_WORDS, COUNTERS_MAX, Control, Counter, EVENT_BYTES, GROUPS_MAX, GroupCounter},
+    packet::Packet,
     reason::Reason,
     verdict::Verdict,
 };
+
+use crate::{frame::XdpCursor, maps::KernelHost};
 
 #[map]
 static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTERS_MAX, 0);
@@ -27,54 +33,50 @@ static CONTROL: Array<u64> = Array::with_max_entries(CONTROL_WORDS, aya_ebpf::bi
 
 /// Counts a frame by what became of it.
 #[inline(always)]
-pub(crate) fn count(reason: u32, bytes: u64) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(reason) {
-        // SAFETY: the element is this CPU's own, XDP programs do not interrupt each other on a CPU, and map values live
-        // as long as the program.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += bytes;
-        }
+pub(crate) fn count(host: &KernelHost, reason: u32) {
+    let counter: *mut Counter = host.element(&COUNTERS, reason);
+    // SAFETY: the element is this CPU's own, XDP programs do not interrupt each other on a CPU, and map values live as
+    // long as the program.
+    if let Some(counter) = unsafe { counter.as_mut() } {
+        counter.packets += 1;
+        counter.bytes += host.bytes();
     }
 }
 
 /// Counts a frame for a group whose rules only count.
 #[inline(always)]
-pub(crate) fn would_drop(group: u32, bytes: u64) {
-    if let Some(counter) = GROUPS.get_ptr_mut(group) {
-        // SAFETY: as above.
-        unsafe {
-            (*counter).would_packets += 1;
-            (*counter).would_bytes += bytes;
-        }
+pub(crate) fn would_drop(host: &KernelHost, group: u32) {
+    // SAFETY: as above.
+    if let Some(counter) = unsafe { host.element::<_, GroupCounter>(&GROUPS, group).as_mut() } {
+        counter.would_packets += 1;
+        counter.would_bytes += host.bytes();
     }
 }
 
 /// Counts a dropped frame for its rule's group, and sends an event if there is budget for it.
 #[inline(always)]
-pub(crate) fn dropped(ctx: &XdpContext, verdict: &Verdict, bytes: u64) {
-    if let Some(counter) = GROUPS.get_ptr_mut(verdict.group) {
-        // SAFETY: as above.
-        unsafe {
-            (*counter).packets += 1;
-            (*counter).bytes += bytes;
-        }
+pub(crate) fn dropped(host: &KernelHost, ctx: &XdpContext, verdict: Verdict) {
+    // SAFETY: as above.
+    if let Some(counter) = unsafe { host.element::<_, GroupCounter>(&GROUPS, verdict.group).as_mut() } {
+        counter.packets += 1;
+        counter.bytes += host.bytes();
     }
-    if has_budget(verdict.reason == Reason::RateLimited.index()) {
-        send(ctx, verdict, bytes);
+    if has_budget(host, verdict.reason == Reason::RateLimited.index()) {
+        send(host, ctx, verdict);
     }
 }
 
 #[inline(always)]
-fn has_budget(is_rate: bool) -> bool {
-    let (Some(epoch), Some(budget)) = (CONTROL.get(Control::Epoch as u32), BUDGETS.get_ptr_mut(0)) else {
-        return false;
+fn has_budget(host: &KernelHost, is_rate: bool) -> bool {
+    let control = |which: Control| {
+        // SAFETY: a word that the daemon writes whole.
+        unsafe { host.element::<_, AtomicU64>(&CONTROL, which as u32).as_ref() }.map_or(0, atomic::load)
     };
+    let epoch = control(Control::Epoch);
     // SAFETY: as above.
-    let budget = unsafe { &mut *budget };
-    if budget.epoch != *epoch {
-        let word = |which: Control| CONTROL.get(which as u32).copied().unwrap_or(0);
-        *budget = Budget { epoch: *epoch, drops: word(Control::DropBudget), rate: word(Control::RateBudget) };
+    let Some(budget) = (unsafe { host.element::<_, Budget>(&BUDGETS, 0).as_mut() }) else { return false };
+    if budget.epoch != epoch {
+        *budget = Budget { epoch, drops: control(Control::DropBudget), rate: control(Control::RateBudget) };
     }
     // Written out twice, because without `CAP_PERFMON` a pointer into a map value must not depend on a condition.
     if is_rate {
@@ -91,18 +93,26 @@ fn has_budget(is_rate: bool) -> bool {
     true
 }
 
-/// Out of the hot path.
+/// Sends an event. The packet is parsed anew: the way of all others has no room for what only this one needs.
 #[inline(always)]
-fn send(ctx: &XdpContext, verdict: &Verdict, bytes: u64) {
-    if let Some(mut record) = EVENTS.reserve::<DropEvent>(0) {
-        // SAFETY: a helper without arguments.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
-        let mut event = DropEvent::new(now, verdict.source, verdict.reason);
-        event.interface = ctx.ingress_ifindex() as u32;
-        event.bytes = bytes as u32;
-        event.group = verdict.group;
-        event.port = verdict.port;
-        record.write(event);
-        record.submit(0);
+fn send(host: &KernelHost, ctx: &XdpContext, verdict: Verdict) {
+    let (source, port) = match Packet::parse(XdpCursor::start(ctx)) {
+        Ok(packet) => (packet.source(), packet.port()),
+        Err(_) => return,
+    };
+    let Some(mut record) = EVENTS.reserve::<DropEvent>(0) else { return };
+    let event = record.as_mut_ptr();
+    // SAFETY: the record is of this size and ours until it is submitted. Field by field, so that nothing of it is made
+    // on the stack first.
+    unsafe {
+        (&raw mut (*event).at).write_volatile(bpf_ktime_get_boot_ns());
+        (&raw mut (*event).source.high).write_volatile(source.high);
+        (&raw mut (*event).source.low).write_volatile(source.low);
+        (&raw mut (*event).interface).write_volatile(ctx.ingress_ifindex() as u32);
+        (&raw mut (*event).bytes).write_volatile(host.bytes() as u32);
+        (&raw mut (*event).group).write_volatile(verdict.group);
+        (&raw mut (*event).port).write_volatile(port);
+        (&raw mut (*event).reason).write_volatile(verdict.reason as u16);
     }
+    record.submit(0);
 }

@@ -23,7 +23,7 @@ use self::notify::Notifier;
 use crate::{
     admin::{self, AdminSocket},
     config::{self, Config, Grpc, Loaded, OnExit},
-    conn::{Counters, Edge, Listening},
+    conn::{Counters, Edge, Listening, Offences},
     control::{self, Control, Owned},
     desired::{Desired, Listener},
     exit::Exit,
@@ -140,6 +140,7 @@ impl Running {
             firewall,
             resolver: Resolver::default(),
             counters: Counters::default(),
+            offences: Offences::ignored(),
             proxy: config.proxy,
         });
         let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();

@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use mc_proxy_common::rate;
 use toml::de::DeTable;
 
 pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
@@ -28,6 +29,7 @@ use self::{
     file::Reader,
 };
 use crate::desired::Desired;
+pub use crate::firewall::AutoBan;
 
 /// A list of a million addresses takes a third of this.
 const FILE_MAX_BYTES: u64 = 64 << 20;
@@ -139,15 +141,11 @@ pub struct RateLimit {
     pub prefix_v6: u8,
 }
 
-/// When a source is banned for what it does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AutoBan {
-    /// Violations that make a ban; above 0.
-    pub after: u32,
-    /// The time in which they are counted; above 0, at most an hour.
-    pub within: Duration,
-    /// For how long; above 0.
-    pub ttl: Duration,
+impl From<RateLimit> for rate::RateLimit {
+    fn from(limit: RateLimit) -> Self {
+        let window = u64::try_from(limit.window.as_nanos()).unwrap_or(u64::MAX);
+        Self::new(limit.connections, window, limit.prefix_v4, limit.prefix_v6)
+    }
 }
 
 /// `[proxy]`: deadlines of the stages of a connection, all above zero but the last.

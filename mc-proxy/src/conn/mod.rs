@@ -1,9 +1,11 @@
 //! One connection, from accept to its one outcome. [`pipeline`] is the file to read.
 
+mod offences;
 mod outcome;
 mod pipeline;
 mod record;
 
+pub use offences::{Offence, Offences};
 pub use outcome::{Counters, Outcome};
 pub use pipeline::run;
 
@@ -31,6 +33,8 @@ pub struct Edge {
     pub resolver: Resolver,
     /// How connections ended.
     pub counters: Counters,
+    /// What clients did that they may be banned for.
+    pub offences: Offences,
     /// Deadlines.
     pub proxy: Proxy,
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
+    firewall::OffenceKind,
     net::relay::Ended,
     tls::{HelloError, ServerNameError},
 };
@@ -26,8 +27,12 @@ pub enum Outcome {
     BlockedAddress,
     /// A rule blocks a prefix of the address.
     BlockedPrefix,
+    /// The daemon has banned the address for a time.
+    Banned,
     /// A rule blocks the address's country.
     BlockedCountry,
+    /// One new connection of the client too many.
+    RateLimited,
     /// The ClientHello was not complete in time.
     HandshakeTimeout,
     /// The client went away before it was connected to a backend.
@@ -43,7 +48,7 @@ pub enum Outcome {
 }
 
 /// Connections by outcome, and bytes. Written with relaxed order: figures, not signals.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     client_bytes: AtomicU64,
@@ -52,11 +57,13 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
+        Self::Banned,
         Self::BlockedCountry,
+        Self::RateLimited,
         Self::OverLimit,
         Self::HandshakeTimeout,
         Self::ClientGone,
@@ -98,13 +105,39 @@ impl Outcome {
             Self::OverLimit => "over_limit",
             Self::BlockedAddress => "blocked_address",
             Self::BlockedPrefix => "blocked_prefix",
+            Self::Banned => "banned",
             Self::BlockedCountry => "blocked_country",
+            Self::RateLimited => "rate_limited",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::ClientGone => "client_gone",
             Self::Hello(error) => error.reason(),
             Self::NoRoute => "no_route",
             Self::DialFailed => "dial_failed",
             Self::DialTimeout => "dial_timeout",
+        }
+    }
+
+    /// What the client may be banned for, if it is for this.
+    pub fn offence(self) -> Option<OffenceKind> {
+        match self {
+            Self::Hello(HelloError::ServerName(_)) | Self::NoRoute => Some(OffenceKind::ServerName),
+            Self::Hello(_) => Some(OffenceKind::Handshake),
+            Self::HandshakeTimeout => Some(OffenceKind::Timeout),
+            Self::RateLimited => Some(OffenceKind::Rate),
+            // Who is refused by a rule is told apart already; the others are nobody's fault, or not the client's.
+            Self::BlockedAddress
+            | Self::BlockedPrefix
+            | Self::Banned
+            | Self::BlockedCountry
+            | Self::Closed
+            | Self::ClientReset
+            | Self::BackendReset
+            | Self::Idle
+            | Self::Forced
+            | Self::OverLimit
+            | Self::ClientGone
+            | Self::DialFailed
+            | Self::DialTimeout => None,
         }
     }
 
@@ -122,6 +155,13 @@ impl From<Ended> for Outcome {
             Ended::BackendFailed => Self::BackendReset,
             Ended::Idle => Self::Idle,
         }
+    }
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        let outcomes = std::array::from_fn(|_| AtomicU64::new(0));
+        Self { outcomes, client_bytes: AtomicU64::new(0), backend_bytes: AtomicU64::new(0) }
     }
 }
 
@@ -162,6 +202,6 @@ mod tests {
             counters.count(outcome, 1, 2);
         }
         assert!(counters.outcomes().iter().all(|(_, count)| *count == 1));
-        assert_eq!(counters.bytes(), (32, 64));
+        assert_eq!(counters.bytes(), (34, 68));
     }
 }

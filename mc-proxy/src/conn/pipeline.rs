@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Edge, Outcome, Permit, record::Record};
 use crate::{
+    clock,
     config::Refuse,
     desired::{Protocol, Target},
     firewall::Judgement,
@@ -45,19 +46,20 @@ pub async fn run(edge: Arc<Edge>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
 }
 
 async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
-    match record.edge().firewall.judge(record.client) {
-        Judgement::Pass => {}
-        Judgement::BlockedAddress => return Outcome::BlockedAddress,
-        Judgement::BlockedPrefix => return Outcome::BlockedPrefix,
-        Judgement::BlockedCountry => return Outcome::BlockedCountry,
+    if let Err(outcome) = admit(record) {
+        return outcome;
     }
     let hello = match greet(client, record).await {
         Ok(hello) => hello,
-        Err(outcome) => return outcome,
+        Err(outcome) => {
+            record.report(outcome);
+            return outcome;
+        }
     };
     let routes = record.permit().listener().routes.load();
     let Some(target) = routes.lookup(record.server_name.as_ref()).map(|found| Arc::clone(found.target)) else {
         drop(routes);
+        record.report(Outcome::NoRoute);
         return refuse_name(client, record).await;
     };
     drop(routes);
@@ -78,6 +80,28 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
         backend.close();
     }
     ended.into()
+}
+
+/// Asks the firewall.
+fn admit(record: &mut Record) -> Result<(), Outcome> {
+    let port = record.permit().listener().addr.socket().port();
+    let judgement = record.edge().firewall.judge(record.client, port, clock::since_boot());
+    record.group = judgement.group();
+    match judgement {
+        Judgement::Pass => Ok(()),
+        Judgement::Allowed => {
+            record.is_allowed = true;
+            Ok(())
+        }
+        Judgement::BlockedAddress(_) => Err(Outcome::BlockedAddress),
+        Judgement::BlockedPrefix(_) => Err(Outcome::BlockedPrefix),
+        Judgement::Banned(_) => Err(Outcome::Banned),
+        Judgement::BlockedCountry(_) => Err(Outcome::BlockedCountry),
+        Judgement::RateLimited => {
+            record.report(Outcome::RateLimited);
+            Err(Outcome::RateLimited)
+        }
+    }
 }
 
 /// Reads the ClientHello; what was read comes back, and goes to the backend as it is.
@@ -166,3 +190,6 @@ async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Soc
 thread_local! {
     static ROTATION: Cell<usize> = const { Cell::new(0) };
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 
 use super::{Edge, Outcome, Permit};
 use crate::{
+    desired::Protocol,
+    firewall::OffenceKind,
     net::{
         addr::{BackendAddr, ClientAddr},
         dial::DialError,
@@ -25,6 +27,10 @@ pub(super) struct Record {
     permit: Permit,
     started_at: Instant,
     is_finished: bool,
+    /// By a rule, not only for want of one.
+    pub(super) is_allowed: bool,
+    /// The number of the rule group that refused the client.
+    pub(super) group: Option<u32>,
     pub(super) client: ClientAddr,
     pub(super) server_name: Option<ServerName>,
     pub(super) backend: Option<BackendAddr>,
@@ -38,6 +44,8 @@ impl Record {
             permit,
             started_at: Instant::now(),
             is_finished: false,
+            is_allowed: false,
+            group: None,
             client,
             server_name: None,
             backend: None,
@@ -72,6 +80,18 @@ impl Record {
         }
     }
 
+    /// Tells, as soon as it is known, what the client may be banned for. A client that a rule allows is never banned;
+    /// one that has no route on a listener without names has done nothing.
+    pub(super) fn report(&self, outcome: Outcome) {
+        let is_tls = self.permit.listener().protocol == Protocol::Tls;
+        if let Some(kind) = outcome.offence()
+            && !self.is_allowed
+            && (is_tls || kind != OffenceKind::ServerName)
+        {
+            self.edge.offences.report(self.client.ip(), kind);
+        }
+    }
+
     pub(super) fn finish(mut self, outcome: Outcome) {
         self.write(outcome);
     }
@@ -89,6 +109,7 @@ impl Record {
                     sni = self.server_name.as_ref().map(tracing::field::display),
                     backend = self.backend.as_ref().map(tracing::field::display),
                     reason = outcome.reason(),
+                    group = self.group.and_then(|group| self.edge.firewall.groups.name(group)).map(tracing::field::display),
                     client_bytes = client,
                     backend_bytes = backend,
                     duration_ms = self.started_at.elapsed().as_millis() as u64,

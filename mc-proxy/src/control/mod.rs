@@ -4,10 +4,12 @@
 //! goes the same way: database (one transaction), memory (a new snapshot), kernel. When a method here has returned `Ok`
 //! the change is in force; when it returned an error nothing has changed.
 
+mod bans;
 #[cfg(test)]
 mod tests;
 mod thread;
 
+pub use bans::{Bans, has_backend, log_ban};
 pub use thread::{Owned, start};
 
 use std::time::{Duration, SystemTime};

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     config::{Proxy, Refuse, Splice},
-    conn::{Counters, Edge, Listening},
+    conn::{Counters, Edge, Listening, Offences},
     desired::{Desired, L7PolicyKind, Listener},
     firewall::{Firewall, RuleSet},
     net::resolve::Resolver,
@@ -81,6 +81,7 @@ impl Bench {
             firewall: Firewall::default(),
             resolver: Resolver::default(),
             counters: Counters::default(),
+            offences: Offences::ignored(),
             proxy: Proxy {
                 connect_timeout: second,
                 handshake_timeout: second,

@@ -63,6 +63,12 @@ impl Resolver {
         timeout(PATIENCE, name.fresh(host)).await.unwrap_or(Ok(old))
     }
 
+    /// The last answer for a host, however old; nothing if it has not been asked for.
+    pub fn known(&self, host: &str) -> Arc<[IpAddr]> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.get(host).map(|name| Arc::clone(&name.lock().addrs)).unwrap_or_default()
+    }
+
     fn name(&self, host: &str) -> Arc<Name> {
         // Nothing can panic half-way through a change of the map.
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);

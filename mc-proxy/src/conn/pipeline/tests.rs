@@ -1,0 +1,179 @@
+//! Connections over real sockets whose peers say that they come from elsewhere.
+
+use std::{net::IpAddr, time::Duration};
+
+use mc_proxy_common::{
+    rate::RateLimit,
+    table::{Clause, ClauseAction},
+};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc::{Receiver, error::TryRecvError},
+    time::timeout,
+};
+
+use super::*;
+use crate::{
+    config::{Proxy, Splice},
+    conn::{Counters, Listening, Offence, Offences},
+    desired::Listener,
+    firewall::{
+        Firewall, Group, OffenceKind,
+        guard_fixture::{BLOCK, firewall},
+    },
+    net::resolve::Resolver,
+};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Proof of an offence must not wait for what the client does next.
+const SOON: Duration = Duration::from_secs(1);
+
+struct Bench {
+    edge: Arc<Edge>,
+    listening: Arc<Listening>,
+    offences: Receiver<Offence>,
+}
+
+impl Bench {
+    fn new(firewall: Firewall, protocol: Protocol, refuse: Refuse) -> Self {
+        let (reporter, offences) = Offences::queue();
+        let proxy = Proxy {
+            connect_timeout: PATIENCE,
+            handshake_timeout: PATIENCE,
+            idle_timeout: PATIENCE,
+            shutdown_timeout: PATIENCE,
+            splice: Splice::Auto,
+            refuse,
+        };
+        let resolver = Resolver::default();
+        let edge = Arc::new(Edge { firewall, resolver, counters: Counters::default(), offences: reporter, proxy });
+        let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
+        Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
+    }
+
+    fn tls(firewall: Firewall) -> Self {
+        Self::new(firewall, Protocol::Tls, Refuse::Reset)
+    }
+
+    /// A connection of `source` that is being served, and its other end.
+    async fn connect(&self, source: &str) -> (impl Future<Output = ()> + use<>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let fd = OwnedFd::from(accepted.into_std().unwrap());
+        let peer = PeerAddr::new((source.parse::<IpAddr>().unwrap(), 5_000).into());
+        (run(Arc::clone(&self.edge), self.listening.admit().unwrap(), fd, peer), client)
+    }
+
+    /// A client of `source` that says `bytes`, to its end by a reset without one byte.
+    async fn refused(&self, source: &str, bytes: &[u8]) {
+        let (served, mut client) = self.connect(source).await;
+        client.write_all(bytes).await.unwrap();
+        let mut answer = Vec::new();
+        let (read, ()) =
+            timeout(PATIENCE, async { tokio::join!(client.read_to_end(&mut answer), served) }).await.unwrap();
+        assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        assert!(answer.is_empty());
+    }
+
+    fn outcome(&self, reason: &str) -> u64 {
+        self.edge.counters.outcomes().iter().find(|(name, _)| *name == reason).unwrap().1
+    }
+}
+
+fn hello(name: &'static str) -> Vec<u8> {
+    let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let mut client = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
+    let mut wire = Vec::new();
+    client.write_tls(&mut wire).unwrap();
+    wire
+}
+
+fn offence(source: &str, kind: OffenceKind) -> Offence {
+    Offence { source: source.parse().unwrap(), kind }
+}
+
+#[tokio::test]
+async fn garbage_and_unknown_names_are_offences() {
+    let mut bench = Bench::tls(Firewall::default());
+    bench.refused("192.0.2.1", b"GET / HTTP/1.1\r\n\r\n").await;
+    assert_eq!(bench.offences.try_recv(), Ok(offence("192.0.2.1", OffenceKind::Handshake)));
+    bench.refused("2001:db8::1", &hello("unknown.example")).await;
+    assert_eq!(bench.offences.try_recv(), Ok(offence("2001:db8::1", OffenceKind::ServerName)));
+    assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!((bench.outcome("not_tls"), bench.outcome("no_route")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_has_done_nothing() {
+    let mut bench = Bench::tls(Firewall::default());
+    let (served, mut client) = bench.connect("192.0.2.1").await;
+    client.write_all(&hello("unknown.example")[..20]).await.unwrap();
+    drop(client);
+    timeout(PATIENCE, served).await.unwrap();
+    assert_eq!(bench.outcome("client_gone"), 1);
+    assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_that_does_not_come() {
+    let mut bench = Bench::tls(Firewall::default());
+    let (served, _client) = bench.connect("192.0.2.1").await;
+    timeout(2 * PATIENCE, served).await.unwrap();
+    assert_eq!(bench.outcome("handshake_timeout"), 1);
+    assert_eq!(bench.offences.try_recv(), Ok(offence("192.0.2.1", OffenceKind::Timeout)));
+}
+
+#[tokio::test]
+async fn an_offence_is_told_before_its_client_takes_the_alert() {
+    let mut bench = Bench::new(Firewall::default(), Protocol::Tls, Refuse::Alert);
+    let (served, mut client) = bench.connect("192.0.2.1").await;
+    client.write_all(&hello("unknown.example")).await.unwrap();
+    let told = tokio::select! {
+        told = timeout(SOON, bench.offences.recv()) => told.unwrap(),
+        () = served => panic!("the client has not closed"),
+    };
+    assert_eq!(told, Some(offence("192.0.2.1", OffenceKind::ServerName)));
+}
+
+#[tokio::test]
+async fn a_listener_without_names_has_no_unknown_ones() {
+    let mut bench = Bench::new(Firewall::default(), Protocol::Tcp, Refuse::Reset);
+    let (served, _client) = bench.connect("192.0.2.1").await;
+    timeout(PATIENCE, served).await.unwrap();
+    assert_eq!(bench.outcome("no_route"), 1);
+    assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
+}
+
+#[tokio::test]
+async fn whom_a_rule_allows_is_not_reported_and_whom_one_blocks_neither() {
+    let allow = Clause { action: ClauseAction::Allow, ..BLOCK };
+    let bench = Bench::tls(firewall(&[&[allow], &[BLOCK]], RateLimit::new(1, 1 << 40, 32, 64)));
+    bench.edge.firewall.groups.set_names(vec![Group::DEFAULT, Group::literal("spamhaus")]);
+    for _ in 0..3 {
+        bench.refused("10.0.0.1", b"garbage").await;
+    }
+    let (served, _client) = bench.connect("10.1.0.1").await;
+    timeout(PATIENCE, served).await.unwrap();
+    assert_eq!((bench.outcome("not_tls"), bench.outcome("blocked_prefix")), (3, 1));
+    assert!(bench.offences.is_empty());
+}
+
+#[tokio::test]
+async fn one_connection_too_many() {
+    let mut bench = Bench::tls(firewall(&[], RateLimit::new(2, 1 << 40, 32, 64)));
+    for _ in 0..4 {
+        let (served, mut client) = bench.connect("192.0.2.1").await;
+        // It may be reset before it has said anything.
+        drop(client.write_all(b"garbage").await);
+        timeout(PATIENCE, served).await.unwrap();
+    }
+    bench.refused("192.0.2.2", b"garbage").await;
+    assert_eq!((bench.outcome("not_tls"), bench.outcome("rate_limited")), (3, 2));
+    let told: Vec<_> = std::iter::from_fn(|| bench.offences.try_recv().ok()).map(|offence| offence.kind).collect();
+    assert_eq!(told.iter().filter(|kind| **kind == OffenceKind::Rate).count(), 2);
+    assert_eq!(told.len(), 5);
+}
