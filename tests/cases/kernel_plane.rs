@@ -322,7 +322,12 @@ fn a_foreign_program_is_named_and_left_alone() {
             assert_eq!((second.error.as_str(), second.mode), ("", "native"));
             assert!(plane.keep_attached().is_err());
             foreign.detach(link).unwrap();
-            assert_eq!(plane.keep_attached().unwrap().attached, 1);
+            // The kernel lets go of a link when it finds the time.
+            let begun = Instant::now();
+            while plane.keep_attached().is_err() {
+                assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", plane.status());
+            }
+            assert_eq!(plane.status().interfaces[1].mode, "native");
             assert_eq!(plane.status().detail, "");
             plane.shutdown().unwrap();
             drop(plane);
