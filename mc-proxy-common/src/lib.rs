@@ -18,4 +18,3 @@ pub mod table;
 #[cfg(feature = "user")]
 pub mod user;
 pub mod verdict;
-pub mod verdict_v1;

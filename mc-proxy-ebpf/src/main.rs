@@ -18,7 +18,7 @@ use mc_proxy_common::verdict::judge_packet;
 use crate::{frame::XdpCursor, maps::KernelHost};
 
 /// Passes or drops a frame.
-#[xdp]
+#[xdp(frags)]
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
     let host = KernelHost::new(&ctx);
     let verdict = judge_packet(&host, XdpCursor::start(&ctx));

@@ -10,8 +10,14 @@
 
 mod notify;
 
-use std::{collections::BTreeSet, io, path::Path, sync::Arc};
+use std::{
+    hash::{BuildHasher, RandomState},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
+use mc_proxy_common::rate::RateLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -23,11 +29,11 @@ use self::notify::Notifier;
 use crate::{
     admin::{self, AdminSocket},
     config::{self, Config, Grpc, Loaded, OnExit},
-    conn::{Counters, Edge, Listening, Offences},
-    control::{self, Control, Owned},
+    conn::{Counters, Edge, Listening},
+    control::{self, Bans, Control, Countries, Owned, moment},
     desired::{Desired, Listener},
     exit::Exit,
-    firewall::{Firewall, GeoIp, RuleSet},
+    firewall::{Engine, EngineConfig, EngineError, Firewall, Rule, Subject},
     net::{
         listener::{self, Bound},
         resolve::Resolver,
@@ -35,7 +41,7 @@ use crate::{
     store::{Difference, Store, StoreError},
     telemetry::{describe, log},
     worker::{Shutdown, Worker},
-    xdp,
+    xdp::{self, Events, PlaneError},
 };
 
 /// Differences between file and database that are listed at start: a database of a million bans is one line.
@@ -108,22 +114,31 @@ struct Running {
     workers: Vec<Worker>,
     shutdown: Shutdown,
     admin: Option<AdminSocket>,
+    edge: Arc<Edge>,
+    events: Option<Events>,
 }
 
 impl Running {
     fn start(config: Config) -> Result<Self, Failure> {
         let Opened { mut store, desired, is_empty } = open_store(&config)?;
-        let rules: RuleSet = desired.rules.iter().copied().collect();
-        let geoip = open_geoip(&config, &rules)?;
+        let geoip = open_geoip(&config, &desired.rules)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let bound = bind(&desired.listeners, &config.seed.listeners, workers)?;
         let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
 
-        let ports: BTreeSet<u16> = desired.listeners.iter().map(|l| l.addr.socket().port()).collect();
-        let plane = xdp::open(&config.xdp, &ports, &rules).map_err(|error| {
-            let exit = if error.is_privilege() { Exit::NoPermission } else { Exit::Failure };
-            Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", &error)
-        })?;
+        let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
+        let is_limited = config.firewall.rate_limit.is_some();
+        let ports = desired.listeners.iter().map(|listener| (listener.addr.socket().port(), is_limited)).collect();
+        let parameters = xdp::Parameters { ports, rate: limit, seed: RandomState::new().hash_one(0) };
+        let mut plane = xdp::open(&config.xdp, parameters).map_err(|error| plane_failure(&error))?;
+        let engine_config = EngineConfig {
+            is_host_scope: config.xdp.scope == config::Scope::Host,
+            bans_max: config.firewall.max_bans as usize,
+            ..EngineConfig::default()
+        };
+        let prefixes = geoip.as_ref().map(|countries| countries.prefixes_for(&desired.rules)).unwrap_or_default();
+        let engine = Engine::new(desired.rules.iter().copied(), prefixes, engine_config, &mut *plane, moment())
+            .map_err(|error| engine_failure(&error))?;
 
         let kernel = plane.status();
         if !kernel.is_active && !config.xdp.interfaces.is_empty() {
@@ -133,31 +148,39 @@ impl Running {
         if is_empty {
             store.seed(&desired).map_err(store_failure)?;
         }
-        let firewall = Firewall::default();
-        firewall.rules.store(Arc::new(rules));
-        firewall.geoip.store(geoip.map(Arc::new));
+        let firewall = Firewall::new(engine.memory(), limit);
+        firewall.limiter.set_second(kernel.is_active);
+        let (bans, offences) = Bans::new(config.firewall.auto_ban);
+        let drops = control::drops();
         let edge = Arc::new(Edge {
             firewall,
             resolver: Resolver::default(),
             counters: Counters::default(),
-            offences: Offences::ignored(),
+            offences,
+            drops: drops.clone(),
             proxy: config.proxy,
         });
         let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
-        let (control, control_thread) = control::start(Owned {
+        let events = plane.events();
+        let owned = Owned {
             store,
             plane,
+            engine,
+            is_host_scope: config.xdp.scope == config::Scope::Host,
+            bans_max: config.firewall.max_bans as usize,
             listeners: desired.listeners,
             listening: listening.clone(),
             edge: Arc::clone(&edge),
-            geoip_db: config.firewall.geoip_db.clone(),
-        })
-        .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
+            geoip,
+            bans,
+        };
+        let (control, control_thread) = control::start(owned, drops)
+            .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
 
         let shutdown = Shutdown::default();
         let workers = start_workers(&edge, &listening, bound, &shutdown)
             .map_err(|error| Failure::because(Exit::Failure, "starting the workers", &error))?;
-        Ok(Self { config, control, control_thread, workers, shutdown, admin })
+        Ok(Self { config, control, control_thread, workers, shutdown, admin, edge, events })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<(), Failure> {
@@ -170,6 +193,16 @@ impl Running {
                 }
             })
         });
+        if let Some(events) = self.events {
+            tokio::task::spawn(control::tell_drops(
+                events.clone(),
+                self.control.drops().clone(),
+                Arc::clone(&self.edge),
+            ));
+            if self.config.firewall.auto_ban.is_some() {
+                tokio::task::spawn(control::report_violations(events, Arc::clone(&self.edge)));
+            }
+        }
         let mut notifier = Notifier::from_env();
         notifier.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = self.workers.len(), "mc-proxy is ready");
@@ -246,15 +279,27 @@ fn report_differences(differences: &[Difference]) {
     }
 }
 
-fn open_geoip(config: &Config, rules: &RuleSet) -> Result<Option<GeoIp>, Failure> {
+fn open_geoip(config: &Config, rules: &[Rule]) -> Result<Option<Countries>, Failure> {
     match &config.firewall.geoip_db {
-        Some(path) => GeoIp::open(path)
+        Some(path) => Countries::open(path.clone())
             .map(Some)
             .map_err(|error| Failure::because(Exit::Config, format!("firewall.geoip_db {}", path.display()), &error)),
-        None if rules.has_countries() => {
+        None if rules.iter().any(|rule| matches!(rule.key.subject, Subject::Country(_))) => {
             Err(Failure::new(Exit::Config, "firewall: geoip_db is required, because the database blocks a country"))
         }
         None => Ok(None),
+    }
+}
+
+fn plane_failure(error: &PlaneError) -> Failure {
+    let exit = if error.is_privilege() { Exit::NoPermission } else { Exit::Failure };
+    Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", error)
+}
+
+fn engine_failure(error: &EngineError) -> Failure {
+    match error {
+        EngineError::Prepare(plane) | EngineError::Commit(plane) => plane_failure(plane),
+        error => Failure::because(Exit::Failure, "putting the firewall rules in force", error),
     }
 }
 

@@ -78,13 +78,13 @@ impl Admin {
 
     /// `AddFirewallRule`.
     pub fn add_rule(&self, rule: FirewallRule) -> Result<(), Status> {
-        let request = AddFirewallRuleRequest { rule: Some(rule) };
+        let request = AddFirewallRuleRequest { rule: Some(rule), ..AddFirewallRuleRequest::default() };
         self.call(async |mut client| client.add_firewall_rule(request).await).map(drop)
     }
 
     /// `RemoveFirewallRule`.
     pub fn remove_rule(&self, rule: FirewallRule) -> Result<(), Status> {
-        let request = RemoveFirewallRuleRequest { rule: Some(rule) };
+        let request = RemoveFirewallRuleRequest { rule: Some(rule), options: None };
         self.call(async |mut client| client.remove_firewall_rule(request).await).map(drop)
     }
 
@@ -127,5 +127,10 @@ pub fn rule(value: &str, action: FirewallAction) -> FirewallRule {
         _ if value.len() == 2 => FirewallRuleType::Country,
         _ => FirewallRuleType::Ip,
     };
-    FirewallRule { r#type: kind.into(), value: value.to_owned(), action: action.into() }
+    FirewallRule {
+        r#type: kind.into(),
+        value: value.to_owned(),
+        action: action.into(),
+        ..FirewallRule::default()
+    }
 }

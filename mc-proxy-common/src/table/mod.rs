@@ -32,9 +32,6 @@ pub use word::{CHAIN_BITS, CHAIN_MAX, NODE_WORDS, TREE_WORDS, Word, half, with_h
 
 use crate::{atomic::load, source::Source};
 
-/// Clauses of a chain that are looked at.
-pub const CHAIN_CLAUSES_MAX: u32 = 8;
-
 /// Clauses of a decision list at most: how far a look-up follows it.
 pub const CHAIN_CLAUSES_MAX: u32 = 8;
 

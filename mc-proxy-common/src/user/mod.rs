@@ -1,9 +1,11 @@
 //! The daemon's side of the maps: thin calls of bpf(2) for what aya 0.14 does not offer.
 //!
-//! [`Table`] reads and writes a hash, trie or array in batches; [`Link`] and [`object`] look at pinned
-//! objects without the kernel's object ids, which would need `CAP_SYS_ADMIN`. This is the one place outside the XDP
-//! program with unsafe code.
+//! [`Mapping`] has the values of an array in the daemon's memory; [`Link`] and [`object`] look at pinned objects without
+//! the kernel's object ids, which would need `CAP_SYS_ADMIN`. This is the one place outside the XDP program with unsafe
+//! code.
 
+mod driver;
+mod mapping;
 mod sys;
 mod table;
 
@@ -14,9 +16,11 @@ use std::{
 };
 
 pub use aya::Pod;
+pub use driver::driver;
+pub use mapping::Mapping;
 pub use table::{Table, TableError};
 
-use crate::maps::{Address4, Address6, Counter, MapShape, Prefix4, Prefix6, RuleValue, Settings};
+use crate::maps::{Address4, Address6, Counter, GroupCounter, MapShape, Prefix4, Prefix6, RuleValue, Settings};
 
 // SAFETY: each is `repr(C)`, consists of integers and arrays of bytes, has no padding (the sizes are asserted beside the
 // definitions) and takes every bit pattern.
@@ -31,6 +35,8 @@ unsafe impl Pod for Prefix6 {}
 unsafe impl Pod for RuleValue {}
 // SAFETY: as above.
 unsafe impl Pod for Counter {}
+// SAFETY: as above.
+unsafe impl Pod for GroupCounter {}
 // SAFETY: as above; an unknown scope is a number, not an enumerator.
 unsafe impl Pod for Settings {}
 
@@ -43,8 +49,12 @@ pub struct MapInfo {
     pub key_size: u32,
     /// Bytes, of one CPU's value.
     pub value_size: u32,
-    /// Entries.
+    /// Entries; bytes of a ring buffer.
     pub max_entries: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+    /// The kernel's number for it.
+    pub id: u32,
 }
 
 impl MapInfo {
@@ -59,6 +69,8 @@ impl MapInfo {
             key_size: info.key_size,
             value_size: info.value_size,
             max_entries: info.max_entries,
+            flags: info.flags,
+            id: info.id,
         })
     }
 
@@ -84,6 +96,67 @@ pub fn object(path: &Path) -> io::Result<OwnedFd> {
 /// `AlreadyExists`, or what else the kernel says.
 pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     sys::pin(object, path)
+}
+
+/// Where in the receive path a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum XdpMode {
+    /// `XDP_FLAGS_SKB_MODE`: by the stack, after the socket buffer is made.
+    Generic = 1 << 1,
+    /// `XDP_FLAGS_DRV_MODE`: by the driver.
+    Native = 1 << 2,
+}
+
+/// Attaches a program to an interface by a link, which detaches it when the last that refers to the link lets go of it.
+///
+/// # Errors
+/// `EBUSY` or `EEXIST` when there is another program, `ENODEV` without the interface; what the driver says when it does not
+/// take the program, such as `EOPNOTSUPP`, or `EINVAL` or `ERANGE` for an MTU that it has no room for.
+pub fn attach(program: BorrowedFd<'_>, interface: u32, mode: XdpMode) -> io::Result<OwnedFd> {
+    sys::link_create(program, interface, mode as u32)
+}
+
+/// Replaces the program of a link: every packet is judged by the old one or by the new one.
+///
+/// # Errors
+/// `ENOLINK` when the link's interface is gone; otherwise what kernel or driver say, and the old program goes on.
+pub fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    sys::link_update(link, program)
+}
+
+/// What became of [`test_run`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// What the program returned: `enum xdp_action`.
+    pub action: u32,
+    /// Of one run.
+    pub nanoseconds: u32,
+}
+
+/// Runs a program on `frame`, `repeat` times, as if it had been received by the loopback interface.
+///
+/// # Errors
+/// `EINVAL` for a frame that is shorter than an Ethernet header or longer than a page has room for.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<TestRun> {
+    sys::test_run(program, frame, repeat).map(|(action, nanoseconds)| TestRun { action, nanoseconds })
+}
+
+/// Returns when every program that was running has ended, on every CPU: what is stored from then on is not mixed up with
+/// what was read before.
+///
+/// # Errors
+/// `ENOSYS` from a kernel without `membarrier(2)`.
+pub fn settle() -> io::Result<()> {
+    sys::settle()
+}
+
+/// The kernel's number of a program.
+///
+/// # Errors
+/// When the descriptor is not a program's.
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    sys::info::<sys::ProgramInfo>(program).map(|info| info.id)
 }
 
 /// Detaches a link from its interface at once, whatever else refers to the link.

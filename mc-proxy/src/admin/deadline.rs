@@ -52,10 +52,8 @@ where
         let call = self.inner.call(request);
         Box::pin(async move {
             tokio::time::timeout(limit, call).await.unwrap_or_else(|_| {
-                let problem = format!(
-                    "the call took longer than {} s; nothing has changed unless it was at work",
-                    limit.as_secs()
-                );
+                let problem =
+                    format!("the call took longer than {} s; list to see what it has changed", limit.as_secs());
                 Ok(Status::deadline_exceeded(problem).into_http())
             })
         })

@@ -11,17 +11,17 @@ use std::{
 use rustix::{
     fs::{Access, AtFlags, CWD},
     io::Errno,
-    net::{AddressFamily, SocketType},
     thread::CapabilitySet,
 };
 use socket2::{Domain, Socket, Type};
 
 use super::{Checklist, Grade};
 use crate::{
-    config::{Grpc, Xdp},
+    config::{Grpc, Xdp, XdpMode},
     desired::Listener,
     firewall::GeoIp,
     telemetry,
+    xdp::{self, Obstacle},
 };
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -171,10 +171,7 @@ pub(super) fn kernel_plane(list: &mut Checklist, xdp: &Xdp, capabilities: Capabi
         }
     }
     for name in &xdp.interfaces {
-        match interface_index(name) {
-            Ok(index) => list.good(format!("interface {name}: exists, index {index}")),
-            Err(error) => list.push(missing, format!("interface {name}: {error}; write one that `ip link` shows")),
-        }
+        interface(list, missing, xdp, name);
     }
     pin_path(list, missing, &xdp.pin_path);
 }
@@ -198,10 +195,38 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-/// In this network namespace, which `/sys/class/net` need not be of.
-fn interface_index(name: &str) -> io::Result<u32> {
-    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
-    Ok(rustix::net::netdevice::name_to_index(socket, name)?)
+fn interface(list: &mut Checklist, missing: Grade, xdp: &Xdp, name: &str) {
+    let survey = match xdp::survey(xdp, name) {
+        Ok(survey) => survey,
+        Err(error) if error.obstacle() == Obstacle::NoInterface => {
+            return list.push(missing, format!("{error}; write one that `ip link` shows"));
+        }
+        Err(error) => return list.push(missing, format!("{}; write one that `ip link` shows", error.chain())),
+    };
+    let driver = if survey.driver.is_empty() { "unknown" } else { &survey.driver };
+    let about = format!("interface {name}: driver {driver}, mtu {}", survey.mtu);
+    match survey.program {
+        None => list.good(about),
+        Some((id, mode, Some(true))) => list.good(format!("{about}, has mc-proxy's program (id {id}, {mode})")),
+        Some((id, mode, Some(false))) => list.push(
+            missing,
+            format!(
+                "{about}: another XDP program (id {id}, {mode}) is on it and will be left alone; `bpftool prog show id \
+                 {id}` tells what it is, `ip link set dev {name} xdp off` removes it"
+            ),
+        ),
+        Some((id, mode, None)) => list.warn(format!(
+            "{about}: an XDP program (id {id}, {mode}) is on it, perhaps a running mc-proxy's; with CAP_BPF this check \
+             can tell"
+        )),
+    }
+    if survey.has_large_frames() && xdp.mode != XdpMode::Generic {
+        list.warn(format!(
+            "interface {name}: mtu {} is too large for native XDP on many drivers; if status then says generic, lower it: \
+             `ip link set dev {name} mtu 3498`",
+            survey.mtu
+        ));
+    }
 }
 
 fn pin_path(list: &mut Checklist, missing: Grade, path: &Path) {
@@ -277,9 +302,25 @@ mod tests {
     }
 
     #[test]
-    fn the_loopback_interface_exists() {
-        assert!(interface_index("lo").unwrap() > 0);
-        assert!(interface_index("absent0").is_err());
+    fn interfaces_are_described() {
+        let xdp = Xdp {
+            interfaces: vec!["lo".into()],
+            mode: XdpMode::Auto,
+            required: false,
+            require_native: false,
+            scope: crate::config::Scope::Host,
+            on_exit: crate::config::OnExit::Keep,
+            pin_path: "/sys/fs/bpf/mc-proxy-absent".into(),
+        };
+        let mut list = Checklist::default();
+        interface(&mut list, Grade::Bad, &xdp, "lo");
+        assert_eq!(grades(&list), [Grade::Good, Grade::Warning], "{list}");
+        assert!(list.findings[1].text.contains("too large for native XDP"), "{list}");
+        let mut list = Checklist::default();
+        interface(&mut list, Grade::Bad, &Xdp { mode: XdpMode::Generic, ..xdp.clone() }, "lo");
+        interface(&mut list, Grade::Bad, &xdp, "absent0");
+        assert_eq!(grades(&list), [Grade::Good, Grade::Bad], "{list}");
+        assert!(list.findings[1].text.starts_with("interface absent0 does not exist; "), "{list}");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use arc_swap::ArcSwap;
 
 use crate::{
     config::Proxy,
+    control::Drops,
     desired::{Listener, Protocol},
     firewall::Firewall,
     net::{addr::ListenAddr, resolve::Resolver},
@@ -35,6 +36,8 @@ pub struct Edge {
     pub counters: Counters,
     /// What clients did that they may be banned for.
     pub offences: Offences,
+    /// Who watches is told of refused connections here.
+    pub drops: Drops,
     /// Deadlines.
     pub proxy: Proxy,
 }

@@ -47,6 +47,7 @@ pub async fn run(edge: Arc<Edge>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
 
 async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
     if let Err(outcome) = admit(record) {
+        record.tell_drop(outcome);
         return outcome;
     }
     let hello = match greet(client, record).await {

@@ -1,13 +1,14 @@
 //! The record of a connection: filled in stage by stage, written once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
 use super::{Edge, Outcome, Permit};
 use crate::{
+    control::{DropEvent, Plane},
     desired::Protocol,
-    firewall::OffenceKind,
+    firewall::{Group, OffenceKind},
     net::{
         addr::{BackendAddr, ClientAddr},
         dial::DialError,
@@ -90,6 +91,28 @@ impl Record {
         {
             self.edge.offences.report(self.client.ip(), kind);
         }
+    }
+
+    /// Tells watchers of a connection that the firewall has refused.
+    pub(super) fn tell_drop(&self, outcome: Outcome) {
+        // Nothing is made for nobody.
+        if self.edge.drops.receiver_count() == 0 {
+            return;
+        }
+        let listener = self.permit.listener();
+        let group = self.group.and_then(|group| self.edge.firewall.groups.name(group));
+        // The last watcher may just have gone.
+        drop(self.edge.drops.send(DropEvent {
+            at: SystemTime::now(),
+            interface: listener.addr.to_string(),
+            reason: outcome.reason(),
+            group: group.unwrap_or(Group::DEFAULT),
+            source: self.client.ip(),
+            port: listener.addr.socket().port(),
+            bytes: 0,
+            plane: Plane::User,
+            sampled: 1,
+        }));
     }
 
     pub(super) fn finish(mut self, outcome: Outcome) {

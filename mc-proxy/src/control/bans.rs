@@ -1,6 +1,6 @@
 //! The control thread's end of the offences: who is banned for them.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 use tokio::{sync::mpsc, time::Instant};
@@ -89,15 +89,22 @@ impl Bans {
     }
 }
 
-/// Whether the address of a backend lies within `net`. Of a backend's name the last answer counts; one that no
-/// connection has asked for since the daemon started is not known.
-pub fn has_backend(listeners: &[Listener], resolver: &Resolver, net: &IpNet) -> bool {
+/// Addresses of all backends. Of a backend's name the last answer counts; one that no connection has asked for since the
+/// daemon started is not known.
+pub(super) fn backend_addresses(listeners: &[Listener], resolver: &Resolver) -> BTreeSet<IpAddr> {
     let targets = listeners.iter().flat_map(|l| l.routes.iter().map(|route| &route.target).chain(&l.default));
-    targets.flat_map(|target| &target.backends).any(|backend| match backend {
-        BackendAddr::Ip(addr) => net.contains(&addr.ip().to_canonical()),
-        BackendAddr::Name { host, .. } => resolver.known(host).iter().any(|ip| net.contains(&ip.to_canonical())),
-        BackendAddr::Unix(_) => false,
-    })
+    let backends = targets.flat_map(|target| &target.backends);
+    let addresses = backends.flat_map(|backend| match backend {
+        BackendAddr::Ip(addr) => vec![addr.ip().to_canonical()],
+        BackendAddr::Name { host, .. } => resolver.known(host).iter().map(IpAddr::to_canonical).collect(),
+        BackendAddr::Unix(_) => Vec::new(),
+    });
+    addresses.collect()
+}
+
+/// Whether the address of a backend lies within `net`.
+pub fn has_backend(listeners: &[Listener], resolver: &Resolver, net: &IpNet) -> bool {
+    backend_addresses(listeners, resolver).iter().any(|address| net.contains(address))
 }
 
 /// The log line of a ban that is in force.

@@ -244,7 +244,6 @@ pub struct Pending {
 }
 
 /// What the thread is asked for.
-#[cfg_attr(not(test), expect(dead_code, reason = "the thread refuses them so far"))]
 #[derive(Debug)]
 pub(crate) enum FirewallCommand {
     PutRules(Vec<NewRule>, ChangeOptions, Reply<ChangeSummary>),

@@ -42,7 +42,11 @@ pub(super) fn cut_off(
 }
 
 /// Whether a rule with the subject is about an address; a country's, when `country` is the address's.
-pub(super) fn is_about(key: &RuleKey, address: IpAddr, country: impl FnOnce() -> Option<crate::firewall::CountryCode>) -> bool {
+pub(super) fn is_about(
+    key: &RuleKey,
+    address: IpAddr,
+    country: impl FnOnce() -> Option<crate::firewall::CountryCode>,
+) -> bool {
     match key.subject {
         Subject::Net(net) => net.contains(&address),
         Subject::Country(code) => country() == Some(code),

@@ -5,18 +5,26 @@
 //! the change is in force; when it returned an error nothing has changed.
 
 mod bans;
+mod drops;
+mod explain;
 mod firewall;
+mod lockout;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod thread;
+mod upkeep;
 
 pub use bans::{Bans, has_backend, log_ban};
+pub use drops::{report_violations, tell as tell_drops};
 pub(crate) use firewall::FirewallCommand;
 pub use firewall::{
     ChangeOptions, ChangeSummary, Considered, DropEvent, ExplainRequest, Explanation, FirewallStatus, GeoIpStatus,
     GroupImport, GroupStatus, IMPORT_MAX, KernelAnswer, ListedRule, NewRule, Pending, Plane, RuleFilter, Verdict,
 };
+pub use rules::moment;
 pub use thread::{Owned, start};
+pub use upkeep::Countries;
 
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +32,6 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
     desired::{L7Policy, Route, Target},
-    firewall::Rule,
     route::Pattern,
     xdp::PlaneStatus,
 };
@@ -107,9 +114,6 @@ pub(crate) enum Command {
     Policies(String, Pattern, Reply<Vec<L7Policy>>),
     AddPolicy(String, Pattern, L7Policy, Reply<()>),
     RemovePolicy(String, Pattern, L7Policy, Reply<()>),
-    Rules(Reply<Vec<Rule>>),
-    AddRule(Rule, Reply<()>),
-    RemoveRule(Rule, Reply<()>),
     SetMaxConnections(String, u64, Reply<()>),
     Status(Reply<Status>),
     ReloadGeoIp(Reply<bool>),
@@ -123,7 +127,6 @@ impl Command {
         match self {
             Self::Routes(_, reply) => reply.is_closed(),
             Self::Policies(_, _, reply) => reply.is_closed(),
-            Self::Rules(reply) => reply.is_closed(),
             Self::Status(reply) => reply.is_closed(),
             Self::ReloadGeoIp(reply) => reply.is_closed(),
             Self::Firewall(command) => command.is_abandoned(),
@@ -131,8 +134,6 @@ impl Command {
             | Self::RemoveRoute(_, _, reply)
             | Self::AddPolicy(_, _, _, reply)
             | Self::RemovePolicy(_, _, _, reply)
-            | Self::AddRule(_, reply)
-            | Self::RemoveRule(_, reply)
             | Self::SetMaxConnections(_, _, reply)
             | Self::Stop(reply) => reply.is_closed(),
         }
@@ -141,16 +142,24 @@ impl Command {
 
 type Reply<T> = oneshot::Sender<Result<T, ControlError>>;
 
+/// Where drops are told; without watchers they go nowhere.
+pub type Drops = broadcast::Sender<DropEvent>;
+
+/// A place for drops of both planes.
+pub fn drops() -> Drops {
+    broadcast::Sender::new(firewall::DROPS)
+}
+
 impl Control {
-    fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands, drops: broadcast::Sender::new(firewall::DROPS) }
+    fn new(commands: mpsc::Sender<Command>, drops: Drops) -> Self {
+        Self { commands, drops }
     }
 
     /// A handle whose commands a test answers.
     #[cfg(test)]
     pub(crate) fn answered_by_test() -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(16);
-        (Self::new(commands), receiver)
+        (Self::new(commands, drops()), receiver)
     }
 
     /// Routes of a listener.
@@ -204,30 +213,6 @@ impl Control {
         policy: L7Policy,
     ) -> Result<(), ControlError> {
         self.call(|reply| Command::RemovePolicy(listener, hostname, policy, reply)).await
-    }
-
-    /// All firewall rules, sorted.
-    ///
-    /// # Errors
-    /// See [`ControlError`].
-    pub async fn rules(&self) -> Result<Vec<Rule>, ControlError> {
-        self.call(Command::Rules).await
-    }
-
-    /// Adds a rule; one that exists is re-asserted in the kernel.
-    ///
-    /// # Errors
-    /// See [`ControlError`].
-    pub async fn add_rule(&self, rule: Rule) -> Result<(), ControlError> {
-        self.call(|reply| Command::AddRule(rule, reply)).await
-    }
-
-    /// Removes a rule.
-    ///
-    /// # Errors
-    /// [`ControlError::NotFound`] when there is no such rule.
-    pub async fn remove_rule(&self, rule: Rule) -> Result<(), ControlError> {
-        self.call(|reply| Command::RemoveRule(rule, reply)).await
     }
 
     /// Sets a listener's limit, 0 = unlimited.

@@ -19,7 +19,7 @@ use crate::{
     firewall::{Firewall, RuleSet},
     net::resolve::Resolver,
     store::Store,
-    xdp::{Change, Dataplane, PlaneError, Repairs},
+    xdp_v1::{Change, Dataplane, PlaneError, Repairs},
 };
 
 /// What the plane was asked for, and whether it is to refuse.

@@ -1,7 +1,6 @@
 //! The thread behind [`super::Control`].
 
 use std::{
-    path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
@@ -10,31 +9,37 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Control, ControlError, FirewallCommand, FirewallStatus, GeoIpStatus, ListenerRoutes, ListenerStatus,
-    Reply, Status,
+    Bans, Command, Control, ControlError, Countries, FirewallStatus, GeoIpStatus, ListenerRoutes, ListenerStatus,
+    Pending, Reply, Status,
 };
 use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Route},
-    firewall::{Action, GeoIp, Rule, RuleKey, Subject},
+    firewall::Engine,
     route::{Pattern, RouteTable},
     store::{self, Store, StoreError},
     telemetry::describe,
-    xdp::{Change, Dataplane, Repairs},
+    xdp::Dataplane,
 };
 
 /// Commands that may wait. Callers wait for a place, and have deadlines.
 const QUEUE: usize = 64;
 
-/// How often the kernel is compared with the desired state, whatever the daemon believes.
-const RECONCILE_EVERY: Duration = Duration::from_secs(30);
+/// How often the thread looks after what nobody asks for.
+const TICK: Duration = Duration::from_secs(1);
 
 /// What the thread owns.
 pub struct Owned {
     /// The database.
     pub store: Store,
-    /// The kernel plane, in agreement with `edge.firewall.rules`.
+    /// The kernel plane.
     pub plane: Box<dyn Dataplane>,
+    /// The rules and the tables that they are compiled into, in agreement with the database.
+    pub engine: Engine,
+    /// Whether `xdp.scope` is `host`.
+    pub is_host_scope: bool,
+    /// `firewall.max_bans`.
+    pub bans_max: usize,
     /// The listeners with their routes, as the database has them.
     pub listeners: Vec<Listener>,
     /// The same listeners as connections see them, in the same order.
@@ -42,52 +47,85 @@ pub struct Owned {
     /// What connections share.
     pub edge: Arc<Edge>,
     /// `firewall.geoip_db`.
-    pub geoip_db: Option<PathBuf>,
+    pub geoip: Option<Countries>,
+    /// Who is banned for what connections report.
+    pub bans: Bans,
 }
 
-struct Thread {
-    owned: Owned,
+pub(super) struct Thread {
+    pub(super) owned: Owned,
     started_at: SystemTime,
     started: Instant,
-    /// Why the last reconciliation failed; empty when it did not.
-    trouble: String,
+    /// The last trouble that was told; empty when there is none.
+    pub(super) trouble: String,
+    /// The change that waits to be confirmed.
+    pub(super) pending: Option<store::Pending>,
+    /// Bans that are in force and not in the database yet.
+    pub(super) unstored: Vec<store::Change>,
+    /// Whether the tables may differ from the database.
+    pub(super) needs_rebuild: bool,
+}
+
+enum Event {
+    Command(Option<Command>),
+    Offences,
+    Tick,
 }
 
 /// Starts the thread. It ends after [`Control::stop`], or when every [`Control`] is gone.
 ///
 /// # Errors
 /// When the system has no thread to give.
-pub fn start(owned: Owned) -> std::io::Result<(Control, JoinHandle<()>)> {
+pub fn start(owned: Owned, drops: super::Drops) -> std::io::Result<(Control, JoinHandle<()>)> {
     let (commands, queue) = mpsc::channel(QUEUE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let thread = Thread { owned, started_at: SystemTime::now(), started: Instant::now(), trouble: String::new() };
+    // One that cannot be read now is told with the first tick that needs it.
+    let pending = owned.store.pending().ok().flatten();
+    let thread = Thread {
+        owned,
+        started_at: SystemTime::now(),
+        started: Instant::now(),
+        trouble: String::new(),
+        pending,
+        unstored: Vec::new(),
+        needs_rebuild: false,
+    };
     let thread = std::thread::Builder::new().name("control".into()).spawn(move || thread.run(queue, &runtime))?;
-    Ok((Control::new(commands), thread))
+    Ok((Control::new(commands, drops), thread))
 }
 
 impl Thread {
     fn run(mut self, mut queue: mpsc::Receiver<Command>, runtime: &tokio::runtime::Runtime) {
-        let mut reconcile_at = Instant::now() + RECONCILE_EVERY;
+        self.publish_tables();
+        let mut tick_at = Instant::now() + TICK;
         loop {
-            let patience = reconcile_at.saturating_duration_since(Instant::now());
-            // Commands are worked off outside the runtime: they block, and the kernel plane may need its own.
-            match runtime.block_on(async { tokio::time::timeout(patience, queue.recv()).await }) {
-                Ok(Some(Command::Stop(reply))) => {
+            let bans = &mut self.owned.bans;
+            // Everything is worked off outside the runtime: it blocks, and the kernel plane may need its own.
+            let event = runtime.block_on(async {
+                tokio::select! {
+                    command = queue.recv() => Event::Command(command),
+                    () = bans.ready() => Event::Offences,
+                    () = tokio::time::sleep_until(tick_at.into()) => Event::Tick,
+                }
+            });
+            match event {
+                Event::Command(Some(Command::Stop(reply))) => {
                     answer(reply, self.stop());
                     return;
                 }
-                Ok(Some(command)) => self.work_off(command),
-                Ok(None) => {
+                Event::Command(Some(command)) => self.work_off(command),
+                Event::Command(None) => {
                     if let Err(error) = self.stop() {
                         tracing::error!(%error, "stopping");
                     }
                     return;
                 }
-                Err(_) => {}
+                Event::Offences => self.ban(),
+                Event::Tick => {}
             }
-            if reconcile_at <= Instant::now() {
-                self.reconcile();
-                reconcile_at = Instant::now() + RECONCILE_EVERY;
+            if tick_at <= Instant::now() {
+                self.tick();
+                tick_at = Instant::now() + TICK;
             }
         }
     }
@@ -110,20 +148,17 @@ impl Thread {
             Command::RemovePolicy(listener, hostname, policy, reply) => {
                 answer(reply, self.remove_policy(&listener, &hostname, &policy));
             }
-            Command::Rules(reply) => answer(reply, Ok(self.rules())),
-            Command::AddRule(rule, reply) => answer(reply, self.add_rule(rule)),
-            Command::RemoveRule(rule, reply) => answer(reply, self.remove_rule(rule)),
             Command::SetMaxConnections(listener, max, reply) => {
                 answer(reply, self.set_max_connections(&listener, max));
             }
             Command::Status(reply) => answer(reply, Ok(self.status())),
             Command::ReloadGeoIp(reply) => answer(reply, self.reload_geoip()),
-            Command::Firewall(command) => refuse(command),
+            Command::Firewall(command) => self.firewall(command),
             Command::Stop(reply) => answer(reply, Err(ControlError::Stopping)),
         }
     }
 
-    fn index(&self, listener: &str) -> Result<usize, ControlError> {
+    pub(super) fn index(&self, listener: &str) -> Result<usize, ControlError> {
         self.owned.listeners.iter().position(|known| known.addr.as_str() == listener).ok_or_else(|| {
             let known: Vec<_> = self.owned.listeners.iter().map(|l| format!("{:?}", l.addr.as_str())).collect();
             ControlError::NotFound(format!(
@@ -194,71 +229,6 @@ impl Thread {
         }
     }
 
-    fn rules(&self) -> Vec<Rule> {
-        let mut rules: Vec<_> = self.owned.edge.firewall.rules.load().iter().collect();
-        rules.sort_unstable();
-        rules
-    }
-
-    fn add_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
-        if matches!(rule.key.subject, Subject::Country(_)) && self.owned.edge.firewall.geoip.load().is_none() {
-            return Err(ControlError::Refused(
-                "firewall: geoip_db is required to block a country; set firewall.geoip_db and restart the daemon"
-                    .into(),
-            ));
-        }
-        let is_new = !self.owned.edge.firewall.rules.load().contains(&rule);
-        self.owned.store.apply([store::Change::Put(rule, None)]).map_err(failed)?;
-        let before = self.owned.edge.firewall.rules.load_full();
-        let mut after = (*before).clone();
-        after.insert(rule);
-        self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
-        let Err(error) = self.owned.plane.apply(Change::Added(rule), &after) else { return Ok(()) };
-        if is_new && self.undo("rule added", |store| store.apply([store::Change::Remove(rule.key)])) {
-            self.owned.edge.firewall.rules.store(before);
-        }
-        Err(ControlError::Failed(describe(&error)))
-    }
-
-    fn no_rule(&self, rule: Rule) -> String {
-        let (word, other, word_of_other) = match rule.key.action {
-            Action::Block | Action::Count => ("block", Action::Allow, "allow"),
-            Action::Allow => ("allow", Action::Block, "block"),
-        };
-        let subject = rule.key.subject;
-        if self.owned.edge.firewall.rules.load().contains(&Rule { key: RuleKey { action: other, ..rule.key }, ..rule })
-        {
-            format!("rule: there is no {word} rule for {subject}, but an {word_of_other} rule")
-        } else {
-            format!("rule: there is no {word} rule for {subject}")
-        }
-    }
-
-    fn remove_rule(&mut self, rule: Rule) -> Result<(), ControlError> {
-        if !self.owned.edge.firewall.rules.load().contains(&rule) {
-            return Err(ControlError::NotFound(self.no_rule(rule)));
-        }
-        self.owned.store.apply([store::Change::Remove(rule.key)]).map_err(failed)?;
-        let before = self.owned.edge.firewall.rules.load_full();
-        let mut after = (*before).clone();
-        after.remove(&rule);
-        self.owned.edge.firewall.rules.store(Arc::new(after.clone()));
-        let Err(error) = self.owned.plane.apply(Change::Removed(rule), &after) else { return Ok(()) };
-        if self.undo("rule removed", |store| store.apply([store::Change::Put(rule, None)])) {
-            self.owned.edge.firewall.rules.store(before);
-        }
-        Err(ControlError::Failed(describe(&error)))
-    }
-
-    /// After the kernel has refused what the database had taken; `false` if the database does not give it back. Memory
-    /// then stays with the database, so that the kernel is asked again with every comparison.
-    fn undo(&mut self, what: &str, undo: impl FnOnce(&mut Store) -> Result<(), StoreError>) -> bool {
-        let Err(error) = undo(&mut self.owned.store) else { return true };
-        let error = describe(&error);
-        tracing::error!(what, error, "the database keeps a change that the kernel refused; it will be tried again");
-        false
-    }
-
     fn set_max_connections(&mut self, listener: &str, max: u64) -> Result<(), ControlError> {
         let index = self.index(listener)?;
         self.owned.store.set_max_connections(listener, max).map_err(failed)?;
@@ -272,7 +242,8 @@ impl Thread {
     }
 
     fn status(&self) -> Status {
-        let Owned { edge, listeners, listening, plane, .. } = &self.owned;
+        let Owned { edge, listeners, listening, plane, engine, geoip, .. } = &self.owned;
+        let rules = engine.stats().rules;
         let (client_bytes, backend_bytes) = edge.counters.bytes();
         Status {
             started_at: self.started_at,
@@ -288,14 +259,16 @@ impl Thread {
                     accepted: running.accepted(),
                 })
                 .collect(),
-            plane: plane.status(),
+            plane: crate::xdp::PlaneStatus { rules, ..plane.status() },
             firewall: FirewallStatus {
-                geoip: edge.firewall.geoip.load().as_ref().map(|geoip| GeoIpStatus {
-                    database_type: geoip.database_type().to_owned(),
-                    built_at: geoip.built_at(),
+                geoip: geoip.as_ref().map(|countries| GeoIpStatus {
+                    database_type: countries.geoip().database_type().to_owned(),
+                    built_at: countries.geoip().built_at(),
                 }),
-                rules: edge.firewall.rules.load().len() as u64,
-                ..FirewallStatus::default()
+                groups: self.groups(),
+                pending: self.pending.map(|pending| Pending { id: pending.id, confirm_by: pending.deadline }),
+                bans: self.bans_count(),
+                rules,
             },
             outcomes: edge.counters.outcomes(),
             client_bytes,
@@ -303,50 +276,17 @@ impl Thread {
         }
     }
 
-    fn reload_geoip(&mut self) -> Result<bool, ControlError> {
-        let Some(path) = &self.owned.geoip_db else { return Ok(false) };
-        let geoip = GeoIp::open(path).map_err(|error| ControlError::Failed(describe(&error)))?;
-        self.owned.edge.firewall.geoip.store(Some(Arc::new(geoip)));
-        Ok(true)
-    }
-
-    fn reconcile(&mut self) {
-        let rules = self.owned.edge.firewall.rules.load_full();
-        match self.owned.plane.reconcile(&rules) {
-            Ok(repairs) if repairs == Repairs::default() => self.trouble.clear(),
-            Ok(repairs) => tracing::warn!(
-                upserted = repairs.upserted,
-                removed = repairs.removed,
-                reattached = repairs.reattached,
-                "the kernel differed from the desired state and has been put right"
-            ),
-            Err(error) => self.tell_trouble(describe(&error)),
-        }
-    }
-
     /// A trouble that lasts, such as an interface that is not there, is one line and not one every time.
-    fn tell_trouble(&mut self, trouble: String) {
+    pub(super) fn tell_trouble(&mut self, trouble: String) {
         if trouble != self.trouble {
-            tracing::warn!(trouble, "the kernel could not be put right; trying again");
+            tracing::warn!(trouble, "something could not be put right; trying again");
             self.trouble = trouble;
         }
     }
 
     fn stop(&mut self) -> Result<(), ControlError> {
+        self.store_bans();
         self.owned.plane.shutdown().map_err(|error| ControlError::Failed(describe(&error)))
-    }
-}
-
-fn refuse(command: FirewallCommand) {
-    let refused = || ControlError::Refused("firewall: this daemon does not manage groups of rules yet".to_owned());
-    match command {
-        FirewallCommand::PutRules(_, _, reply)
-        | FirewallCommand::RemoveRules(_, _, reply)
-        | FirewallCommand::ReplaceGroup(_, _, reply) => answer(reply, Err(refused())),
-        FirewallCommand::List(_, _, _, reply) => answer(reply, Err(refused())),
-        FirewallCommand::Groups(reply) => answer(reply, Err(refused())),
-        FirewallCommand::Explain(_, reply) => answer(reply, Err(refused())),
-        FirewallCommand::Confirm(_, reply) | FirewallCommand::Revert(_, reply) => answer(reply, Err(refused())),
     }
 }
 
@@ -360,11 +300,11 @@ fn no_route(listener: &str, hostname: &Pattern) -> ControlError {
     ControlError::NotFound(format!("hostname: listener {listener:?} has no route {hostname}"))
 }
 
-fn failed(error: StoreError) -> ControlError {
+pub(super) fn failed(error: StoreError) -> ControlError {
     ControlError::Failed(describe(&error))
 }
 
 /// A caller that has gone away does not take back what was done.
-fn answer<T>(reply: Reply<T>, result: Result<T, ControlError>) {
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, ControlError>) {
     drop(reply.send(result));
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use mc_proxy_common::{
     maps::{GROUPS_MAX, PortFlags, Scope},
     rate::RateLimit,
@@ -19,7 +19,7 @@ use mc_proxy_common::{
 };
 
 use super::{
-    GeoIp, Group, RateLimiter, RuleSet,
+    Group, RateLimiter,
     tables::{Reading, Sizes, TableMemory},
 };
 use crate::net::addr::ClientAddr;
@@ -27,10 +27,6 @@ use crate::net::addr::ClientAddr;
 /// The rules in force and the rate limit, as connections see them. Asking takes no lock.
 #[derive(Debug)]
 pub struct Firewall {
-    /// Replaced as a whole with every change.
-    pub rules: ArcSwap<RuleSet>,
-    /// Replaced as a whole when it is reloaded.
-    pub geoip: ArcSwapOption<GeoIp>,
     /// The tables that the kernel decides by. A change writes into them; when they have become too small, others take
     /// their place.
     pub tables: ArcSwap<TableMemory>,
@@ -83,13 +79,13 @@ pub struct GroupCount {
 impl Firewall {
     /// With rules in `tables`.
     pub fn new(tables: Arc<TableMemory>, limit: RateLimit) -> Self {
-        Self {
-            rules: ArcSwap::default(),
-            geoip: ArcSwapOption::default(),
-            tables: ArcSwap::new(tables),
-            limiter: RateLimiter::new(limit),
-            groups: GroupCounters::default(),
-        }
+        Self { tables: ArcSwap::new(tables), limiter: RateLimiter::new(limit), groups: GroupCounters::default() }
+    }
+
+    /// What the rules say of a connection, without counting it.
+    pub fn ask(&self, source: std::net::IpAddr, port: u16, now: u64) -> Verdict {
+        let tables = self.tables.load();
+        judge_connection(&Asked { tables: tables.reading(), groups: None, now }, source.into(), port)
     }
 
     /// Judges a connection of `client` to a listener's `port` by the verdict that the kernel uses, at `now` of the
@@ -98,7 +94,7 @@ impl Firewall {
         let verdict = {
             let tables = self.tables.load();
             let reading = tables.reading();
-            judge_connection(&Asked { tables: reading, groups: &self.groups, now }, client.ip().into(), port)
+            judge_connection(&Asked { tables: reading, groups: Some(&self.groups), now }, client.ip().into(), port)
         };
         let judgement = Judgement::from(verdict);
         match judgement {
@@ -167,6 +163,16 @@ impl GroupCounters {
         self.names.store(Arc::new(names));
     }
 
+    /// Groups whose names are known.
+    pub fn len(&self) -> usize {
+        self.names.load().len()
+    }
+
+    /// Whether no name is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The name of a group.
     pub fn name(&self, group: u32) -> Option<Group> {
         self.names.load().get(group as usize).copied()
@@ -220,7 +226,7 @@ impl fmt::Debug for GroupCounters {
 /// The tables, and what the verdict asks beside them.
 struct Asked<'a> {
     tables: Reading<'a>,
-    groups: &'a GroupCounters,
+    groups: Option<&'a GroupCounters>,
     now: u64,
 }
 
@@ -240,7 +246,9 @@ impl Host for Asked<'_> {
     }
 
     fn would_drop(&self, group: u32) {
-        self.groups.count_would_drop(group);
+        if let Some(groups) = self.groups {
+            groups.count_would_drop(group);
+        }
     }
 
     /// [`Firewall::judge`] limits what the verdict lets pass.

@@ -10,7 +10,6 @@ mod offence;
 mod prefix;
 mod rate;
 mod rule;
-mod set;
 mod tables;
 
 pub use book::{Applied, BookError, Covering, GROUPS_MAX, GroupIds, GroupSize, Replacement, RuleBook, RuleChange};
@@ -28,5 +27,4 @@ pub use rule::{
     Action, COMMENT_MAX_BYTES, CountryCode, Expiry, Group, Rule, RuleError, RuleKey, RuleScope, Subject, Tier,
     check_comment,
 };
-pub use set::RuleSet;
 pub use tables::{Readers, Reading, Sizes, TableMemory, Words};

@@ -6,13 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mc_proxy_common::table::{CHAIN_MAX, ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables};
+use mc_proxy_common::{
+    table::{CHAIN_MAX, ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables},
+    user::Mapping,
+};
 
 /// Words of a table, in memory of this process alone or shared with the kernel.
 #[derive(Debug)]
 pub enum Words {
     /// Of this process.
     Heap(Box<[AtomicU64]>),
+    /// Of the kernel.
+    Mapped(Mapping),
 }
 
 /// How much the tables of a generation hold: powers of two.
@@ -73,6 +78,7 @@ impl Deref for Words {
     fn deref(&self) -> &[AtomicU64] {
         match self {
             Self::Heap(words) => words,
+            Self::Mapped(words) => words,
         }
     }
 }

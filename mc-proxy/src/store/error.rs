@@ -105,6 +105,9 @@ pub enum StoreError {
         /// The database.
         path: PathBuf,
     },
+    /// What was to be done with a change did not succeed, so the change was not made.
+    #[error("the change was abandoned")]
+    Abandoned,
     /// Another change waits for its confirmation.
     #[error("change {id} waits for its confirmation; confirm or revert it first")]
     Unconfirmed {

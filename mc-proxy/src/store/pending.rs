@@ -33,13 +33,7 @@ impl Store {
         inverse: impl IntoIterator<Item = Change>,
     ) -> Result<(), StoreError> {
         self.write_rules(|tx| {
-            if let Some(Pending { id, .. }) = get(tx)? {
-                return Err(StoreError::Unconfirmed { id }.into());
-            }
-            let deadline = Expiry::from(pending.deadline).as_millis().cast_signed();
-            tx.prepare_cached("INSERT INTO pending (one, id, deadline) VALUES (1, ?1, ?2)")?
-                .execute([pending.id.cast_signed(), deadline])?;
-            insert_changes(tx, inverse)?;
+            insert(tx, pending, inverse)?;
             rules::apply(tx, changes)
         })
     }
@@ -106,6 +100,21 @@ fn get(conn: &Connection) -> Result<Option<Pending>, Failure> {
 fn clear(tx: &Transaction<'_>) -> Result<bool, Failure> {
     tx.prepare_cached("DELETE FROM pending_changes")?.execute([])?;
     Ok(tx.prepare_cached("DELETE FROM pending")?.execute([])? > 0)
+}
+
+/// Writes down a change that waits, with what undoes it.
+pub(super) fn insert(
+    tx: &Transaction<'_>,
+    pending: Pending,
+    inverse: impl IntoIterator<Item = Change>,
+) -> Result<(), Failure> {
+    if let Some(Pending { id, .. }) = get(tx)? {
+        return Err(StoreError::Unconfirmed { id }.into());
+    }
+    let deadline = Expiry::from(pending.deadline).as_millis().cast_signed();
+    tx.prepare_cached("INSERT INTO pending (one, id, deadline) VALUES (1, ?1, ?2)")?
+        .execute([pending.id.cast_signed(), deadline])?;
+    insert_changes(tx, inverse)
 }
 
 fn insert_changes(tx: &Transaction<'_>, changes: impl IntoIterator<Item = Change>) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Transaction, para
 
 use super::{
     READING, Store, StoreError,
+    pending::{self, Pending},
     rows::Failure,
     rule_row::{Columns, RuleRow, action_number, comment, expiry_millis},
 };
@@ -58,6 +59,34 @@ impl Store {
         self.write_rules(|tx| apply(tx, changes))
     }
 
+    /// [`Self::apply`] and, with `pending`, [`Self::apply_with_pending`], which are undone when `then` fails: it is called
+    /// when everything is written and nothing is final.
+    ///
+    /// # Errors
+    /// As these two. The inner result is that of `then`, and an error of it has left the database as it was.
+    pub fn apply_then<T, E>(
+        &mut self,
+        changes: impl IntoIterator<Item = Change>,
+        pending: Option<(Pending, Vec<Change>)>,
+        then: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Result<T, E>, StoreError> {
+        let mut outcome = None;
+        let written = self.write_rules(|tx| {
+            if let Some((pending, inverse)) = pending {
+                pending::insert(tx, pending, inverse)?;
+            }
+            apply(tx, changes)?;
+            let is_done = outcome.insert(then()).is_ok();
+            if is_done { Ok(()) } else { Err(StoreError::Abandoned.into()) }
+        });
+        match (written, outcome) {
+            (_, Some(Err(error))) => Ok(Err(error)),
+            (Ok(()), Some(Ok(value))) => Ok(Ok(value)),
+            (Ok(()), None) => Err(StoreError::Abandoned),
+            (Err(error), _) => Err(error),
+        }
+    }
+
     /// Removes the rules that have expired at `now`, and says how many.
     ///
     /// # Errors
@@ -96,18 +125,18 @@ impl Store {
         })
     }
 
-    /// The comments of the rules with these keys; none for a rule that is not there.
+    /// The rules with these keys, each if it is there.
     ///
     /// # Errors
-    /// [`StoreError::BadRow`] for a comment that is not as this version writes it.
-    pub fn comments(&self, keys: &[RuleKey]) -> Result<Vec<Option<String>>, StoreError> {
+    /// [`StoreError::BadRow`] for a rule that is not as this version writes it.
+    pub fn stored(&self, keys: &[RuleKey]) -> Result<Vec<Option<StoredRule>>, StoreError> {
         self.read(|tx, path| {
             let mut statement = tx.prepare_cached(
-                "SELECT action, kind, addr, prefix_len, scope, expires_at, comment FROM rules
+                "SELECT action, kind, addr, prefix_len, scope, expires_at, comment, created_at FROM rules
                  WHERE group_id = (SELECT id FROM rule_groups WHERE name = ?1) AND action = ?2 AND kind = ?3
                      AND addr = ?4 AND prefix_len = ?5 AND scope = ?6",
             )?;
-            let mut comments = Vec::with_capacity(keys.len());
+            let mut found = Vec::with_capacity(keys.len());
             for key in keys {
                 let columns = Columns::of(key)?;
                 let mut rows = statement.query(params![
@@ -118,12 +147,32 @@ impl Store {
                     columns.prefix_len,
                     columns.scope
                 ])?;
-                comments.push(match rows.next()? {
-                    Some(row) => RuleRow { row, first: 0, path, table: "rules" }.comment()?,
-                    None => None,
-                });
+                let stored = |row| stored(&RuleRow { row, first: 0, path, table: "rules" }, key.group);
+                found.push(rows.next()?.map(stored).transpose()?);
             }
-            Ok(comments)
+            Ok(found)
+        })
+    }
+
+    /// The rules of a group that have a comment, with it.
+    ///
+    /// # Errors
+    /// [`StoreError::BadRow`] for the first that is not as this version writes it.
+    pub fn commented(&self, group: Group) -> Result<HashMap<RuleKey, String>, StoreError> {
+        self.read(|tx, path| {
+            let mut statement = tx.prepare_cached(
+                "SELECT action, kind, addr, prefix_len, scope, expires_at, comment FROM rules
+                 WHERE group_id = (SELECT id FROM rule_groups WHERE name = ?1) AND comment IS NOT NULL",
+            )?;
+            let mut rows = statement.query([group.as_str()])?;
+            let mut commented = HashMap::new();
+            while let Some(row) = rows.next()? {
+                let row = RuleRow { row, first: 0, path, table: "rules" };
+                if let Some(comment) = row.comment()? {
+                    commented.insert(row.rule(group)?.key, comment);
+                }
+            }
+            Ok(commented)
         })
     }
 
@@ -213,16 +262,20 @@ impl Run<'_> {
         let action = action_number(self.action);
         let mut rows = statement.query(params![self.id, action, kind, addr, prefix_len, scope, left])?;
         while let Some(row) = rows.next()? {
-            let row = RuleRow { row, first: 0, path: self.path, table: "rules" };
-            let created_at = row.row.get::<_, i64>(7)?;
-            let created_at = u64::try_from(created_at)
-                .ok()
-                .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
-                .ok_or_else(|| row.bad(&format!("created_at {created_at} is not a moment")))?;
-            page.push(StoredRule { rule: row.rule(self.group)?, comment: row.comment()?, created_at });
+            page.push(stored(&RuleRow { row, first: 0, path: self.path, table: "rules" }, self.group)?);
         }
         Ok(())
     }
+}
+
+/// A row that ends with the comment and `created_at`.
+fn stored(row: &RuleRow<'_, '_>, group: Group) -> Result<StoredRule, Failure> {
+    let created_at = row.row.get::<_, i64>(row.first + 7)?;
+    let created_at = u64::try_from(created_at)
+        .ok()
+        .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
+        .ok_or_else(|| row.bad(&format!("created_at {created_at} is not a moment")))?;
+    Ok(StoredRule { rule: row.rule(group)?, comment: row.comment()?, created_at })
 }
 
 pub(super) fn apply(tx: &Transaction<'_>, changes: impl IntoIterator<Item = Change>) -> Result<(), Failure> {

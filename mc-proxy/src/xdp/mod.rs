@@ -2,45 +2,71 @@
 //!
 //! [`Dataplane`] is all that the daemon knows of eBPF. Every rule that the kernel enforces is enforced in user space
 //! too: this plane is an optimisation that an attacker feels, never the only guard.
+//!
+//! ```text
+//! prepare(sizes) ─► a generation: program + tables, in force nowhere ─► the engine fills the tables ─► commit()
+//!                                                                             │ a change: stores into the tables
+//!                                                                             ▼ they are too small: prepare again
+//! ```
+//! A program and its tables are a generation. Committing replaces the program of every interface at once, each by one
+//! system call; so growing, a restart and an upgrade are the same thing to a packet.
 
 mod attach;
-mod entries;
+mod error;
+mod events;
 mod kernel;
-mod maps;
 mod netlink;
 mod object;
 mod pins;
 mod probe;
+mod shared;
+mod status;
+mod survey;
 mod userspace;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeMap, sync::Arc};
 
+use mc_proxy_common::rate::RateLimit;
+
+pub use error::{Obstacle, PlaneError};
+pub use events::{Events, KernelDrop};
+pub use mc_proxy_common::user::TestRun;
 pub use object::PROGRAM;
+pub use status::{GroupCount, InterfaceStatus, PlaneStatus, ReasonCount};
+pub use survey::{Survey, survey};
 
 use crate::{
     config,
-    firewall::{Rule, RuleSet},
+    firewall::{Generations, Sizes, TableMemory},
 };
 
-/// A place that enforces the address rules of the desired state. Calls block on system calls; one thread makes them.
-pub trait Dataplane: Send {
-    /// Makes one added or removed rule effective: when this returns `Ok`, packets are judged by `rules`, which already
-    /// has the change. Country rules are not this plane's business and change nothing.
+/// A place that enforces the rules of the desired state. Calls block on system calls; one thread makes them.
+pub trait Dataplane: Generations + Send {
+    /// Sees to it that the program is on every interface, whatever happened to them: one that was not there, or that has
+    /// come back under the same name, gets it. A few system calls when there is nothing to do; to be called every second.
+    /// What can be put right is, before an error is returned.
     ///
     /// # Errors
-    /// When the kernel refuses; its maps are then as before.
-    fn apply(&mut self, change: Change, rules: &RuleSet) -> Result<(), PlaneError>;
+    /// With the first interface that could not be provided for.
+    fn keep_attached(&mut self) -> Result<Repairs, PlaneError>;
 
-    /// Makes the kernel's maps equal to `rules` and its programs attached, whatever happened to them, without a moment
-    /// in which a source that is blocked before and after could pass. What can be put right is, before an error is
-    /// returned.
+    /// Sets the counters of a rule group to zero, before its number stands for another group.
     ///
     /// # Errors
-    /// With the first thing that could not be put right.
-    fn reconcile(&mut self, rules: &RuleSet) -> Result<Repairs, PlaneError>;
+    /// When the kernel refuses.
+    fn clear_group(&mut self, group: u32) -> Result<(), PlaneError>;
 
-    /// Interfaces, rule count and counters, read from the kernel now.
+    /// Interfaces, sizes and counters, read from the kernel now.
     fn status(&self) -> PlaneStatus;
+
+    /// Packets that are dropped, as they are told by the kernel; `None` without a kernel plane.
+    fn events(&self) -> Option<Events>;
+
+    /// Runs the program that is in force on a frame. The frame is counted and limited like any other, and is not passed on.
+    ///
+    /// # Errors
+    /// Without a program in force, or when the kernel does not take the frame.
+    fn test_run(&self, frame: &[u8]) -> Result<TestRun, PlaneError>;
 
     /// What a clean stop does: leaves everything in force, or removes it (`xdp.on_exit`).
     ///
@@ -49,154 +75,115 @@ pub trait Dataplane: Send {
     fn shutdown(&mut self) -> Result<(), PlaneError>;
 }
 
-/// One difference between two rule sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A rule that was not there.
-    Added(Rule),
-    /// A rule that was.
-    Removed(Rule),
+/// What the program is loaded with beside the tables.
+#[derive(Clone, Debug)]
+pub struct Parameters {
+    /// The listeners' ports, and whether the rate of new connections to a port is limited in the kernel.
+    pub ports: BTreeMap<u16, bool>,
+    /// New connections of a source.
+    pub rate: RateLimit,
+    /// Random: keeps who chooses addresses from choosing lines of the tables.
+    pub seed: u64,
 }
 
-/// What [`Dataplane::reconcile`] had to do.
+/// What [`Dataplane::keep_attached`] had to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Repairs {
-    /// Entries that were missing or different.
-    pub upserted: u64,
-    /// Entries that no rule wants.
-    pub removed: u64,
-    /// Interfaces that had lost their program.
-    pub reattached: u64,
+    /// Interfaces that have got the program.
+    pub attached: u64,
+    /// Pins that had been removed.
+    pub repinned: u64,
 }
 
-/// What [`Dataplane::status`] tells.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PlaneStatus {
-    /// Whether at least one interface has the program.
-    pub is_active: bool,
-    /// Why rules are not enforced in the kernel, or not everywhere; empty when they are.
-    pub detail: String,
-    /// One for each of `xdp.interfaces`.
-    pub interfaces: Vec<InterfaceStatus>,
-    /// Entries in the rule maps.
-    pub rules: u64,
-    /// Packets by reason, all reasons, summed over CPUs and interfaces.
-    pub counters: Vec<ReasonCount>,
-    /// Kernel memory of the maps, in bytes.
-    pub map_memory: u64,
-    /// How often the maps were built anew.
-    pub generation: u64,
-}
-
-/// One interface of [`PlaneStatus`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct InterfaceStatus {
-    /// As configured.
-    pub name: String,
-    /// The mode obtained: `"native"`, `"generic"`, or `""` without a program.
-    pub mode: &'static str,
-    /// Kernel id of the attached program; 0 without one.
-    pub program_id: u32,
-    /// Why there is no program; empty when there is.
-    pub error: String,
-    /// Whether the program was found in force at start and taken over.
-    pub is_adopted: bool,
-    /// Driver of the interface; empty when it is not known.
-    pub driver: String,
-    /// 0 when it is not known.
-    pub mtu: u32,
-    /// Why the mode is not native; empty when it is.
-    pub mode_reason: String,
-    /// Kernel id of a program of somebody else that holds the place; 0 without one.
-    pub foreign_program_id: u32,
-}
-
-/// A counter of the packet path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReasonCount {
-    /// Name of the reason.
-    pub reason: &'static str,
-    /// Whether packets with this reason were dropped.
-    pub is_drop: bool,
-    /// Packets.
-    pub packets: u64,
-    /// Bytes of the frames, from the Ethernet header on; 0 before Linux 5.18, which cannot tell.
-    pub bytes: u64,
-}
-
-/// The plane that `config` asks for, with `rules` in force: the kernel's where that is possible, or else one that leaves
-/// the enforcement to user space and says why. `ports` are the listeners'. What an earlier daemon left in force is taken
-/// over, and removed where `config` no longer asks for it.
+/// The plane that `config` asks for: the kernel's where that is possible, or else one that leaves the enforcement to user
+/// space and says why. Nothing is in force, and what an earlier daemon has left goes on, until the first commit.
 ///
 /// # Errors
-/// With `xdp.required`, when a rule or an interface could not be provided for.
-pub fn open(config: &config::Xdp, ports: &BTreeSet<u16>, rules: &RuleSet) -> Result<Box<dyn Dataplane>, PlaneError> {
-    let error = match kernel::KernelPlane::open(config, ports, rules) {
-        Ok(plane) => {
-            let detail = plane.status().detail;
-            if detail.is_empty() || !config.required {
-                return Ok(Box::new(plane));
-            }
-            return Err(PlaneError::new(format!("the kernel plane is incomplete: {detail}")));
+/// With `xdp.required`, when there can be no kernel plane.
+pub fn open(config: &config::Xdp, parameters: Parameters) -> Result<Box<dyn Dataplane>, PlaneError> {
+    let seed = parameters.seed;
+    match kernel::KernelPlane::open(config, parameters) {
+        Ok(plane) => Ok(Box::new(Plane {
+            userspace: userspace::UserspacePlane::new(config, seed),
+            kernel: Some(plane),
+            is_required: config.required,
+        })),
+        Err(error) if config.required => Err(error),
+        Err(error) => Ok(Box::new(userspace::UserspacePlane::because(config, seed, &error))),
+    }
+}
+
+/// The kernel's plane, until its first generation proves to be impossible.
+#[derive(Debug)]
+struct Plane {
+    kernel: Option<kernel::KernelPlane>,
+    userspace: userspace::UserspacePlane,
+    is_required: bool,
+}
+
+impl Plane {
+    fn current(&self) -> &dyn Dataplane {
+        match &self.kernel {
+            Some(kernel) => kernel,
+            None => &self.userspace,
         }
-        Err(error) => error,
-    };
-    if config.required { Err(error) } else { Ok(Box::new(userspace::UserspacePlane::new(config, &error))) }
-}
-
-/// A refusal of the kernel, with what to do about it.
-#[derive(Debug, thiserror::Error)]
-#[error("{context}")]
-pub struct PlaneError {
-    context: String,
-    is_privilege: bool,
-    #[source]
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-impl PlaneError {
-    /// An error that says what was tried, on what, and how to mend it.
-    pub fn new(context: impl Into<String>) -> Self {
-        Self { context: context.into(), is_privilege: false, source: None }
     }
 
-    /// The same with a cause; a refusal of permission makes it one of privileges.
-    pub fn caused(context: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = source.into();
-        let is_privilege = is_refusal(&*source);
-        Self { context: context.into(), is_privilege, source: Some(source) }
-    }
-
-    /// The daemon lacks a right.
-    pub fn privilege(context: impl Into<String>) -> Self {
-        Self { context: context.into(), is_privilege: true, source: None }
-    }
-
-    /// Whether the daemon lacks a right, so that starting it in another way would help.
-    pub fn is_privilege(&self) -> bool {
-        self.is_privilege
-    }
-
-    /// The message with its causes, on one line.
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let message = error.to_string();
-            // Some libraries repeat the cause in the message.
-            if !text.ends_with(&message) {
-                text = format!("{text}: {message}");
-            }
-            cause = error.source();
+    fn current_mut(&mut self) -> &mut dyn Dataplane {
+        match &mut self.kernel {
+            Some(kernel) => kernel,
+            None => &mut self.userspace,
         }
-        text
     }
 }
 
-/// Whether a right that is missing is at the bottom of an error.
-fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
-    let is_denied = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
-    error.downcast_ref::<std::io::Error>().is_some_and(is_denied)
-        || error.downcast_ref::<PlaneError>().is_some_and(PlaneError::is_privilege)
-        || error.source().is_some_and(is_refusal)
+impl Generations for Plane {
+    fn prepare(&mut self, sizes: &Sizes) -> Result<Arc<TableMemory>, PlaneError> {
+        match self.current_mut().prepare(sizes) {
+            Err(error) if !self.is_required && self.kernel.as_ref().is_some_and(|kernel| !kernel.is_running()) => {
+                self.userspace.set_reason(&error);
+                self.kernel = None;
+                self.userspace.prepare(sizes)
+            }
+            result => result,
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), PlaneError> {
+        self.current_mut().commit()
+    }
+
+    fn discard(&mut self) {
+        self.current_mut().discard();
+    }
+
+    fn settle(&mut self) -> Result<(), PlaneError> {
+        self.current_mut().settle()
+    }
+}
+
+impl Dataplane for Plane {
+    fn keep_attached(&mut self) -> Result<Repairs, PlaneError> {
+        self.current_mut().keep_attached()
+    }
+
+    fn clear_group(&mut self, group: u32) -> Result<(), PlaneError> {
+        self.current_mut().clear_group(group)
+    }
+
+    fn status(&self) -> PlaneStatus {
+        self.current().status()
+    }
+
+    fn events(&self) -> Option<Events> {
+        self.current().events()
+    }
+
+    fn test_run(&self, frame: &[u8]) -> Result<TestRun, PlaneError> {
+        self.current().test_run(frame)
+    }
+
+    fn shutdown(&mut self) -> Result<(), PlaneError> {
+        self.current_mut().shutdown()
+    }
 }

@@ -6,10 +6,20 @@ use rtnetlink::{
     packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+        link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
+
+/// What the kernel says of an interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Interface {
+    /// Bytes.
+    pub(super) mtu: u32,
+    /// Kind of a virtual interface, such as `veth`; empty for hardware.
+    pub(super) kind: String,
+    pub(super) attached: Option<Attached>,
+}
 
 /// A program on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,29 +48,54 @@ impl Mode {
 
 /// Index of the interface with this name in the network namespace of the thread.
 pub(super) fn index(name: &str) -> io::Result<Option<u32>> {
-    let socket = rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )?;
-    match rustix::net::netdevice::name_to_index(&socket, name) {
+    match rustix::net::netdevice::name_to_index(&socket()?, name) {
         Ok(index) => Ok(Some(index)),
         Err(rustix::io::Errno::NODEV) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
+/// Name of the interface with this index in the network namespace of the thread.
+pub(super) fn name(index: u32) -> io::Result<String> {
+    Ok(rustix::net::netdevice::index_to_name(&socket()?, index)?)
+}
+
+fn socket() -> io::Result<std::os::fd::OwnedFd> {
+    Ok(rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
 /// The XDP program of an interface.
 pub(super) fn attached(index: u32) -> io::Result<Option<Attached>> {
+    interface(index).map(|interface| interface.attached)
+}
+
+/// All that is of interest here.
+#[expect(clippy::wildcard_enum_match_arm, reason = "attributes that are of no interest, now and later")]
+pub(super) fn interface(index: u32) -> io::Result<Interface> {
     let mut link = LinkMessage::default();
     link.header.index = index;
     let reply = request(RouteNetlinkMessage::GetLink(link))?;
     let RouteNetlinkMessage::NewLink(link) = reply else {
         return Err(io::Error::other("the kernel answered a question about a link with something else"));
     };
-    let mut attributes = link.attributes.iter();
-    Ok(attributes.find_map(|attribute| if let LinkAttribute::Xdp(xdp) = attribute { of_attributes(xdp) } else { None }))
+    let mut interface = Interface::default();
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Xdp(xdp) => interface.attached = of_attributes(xdp),
+            LinkAttribute::LinkInfo(info) => {
+                let kind = info.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
+                interface.kind = kind.map(ToString::to_string).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    Ok(interface)
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "attributes that are of no interest, now and later")]
@@ -113,7 +148,10 @@ mod tests {
     #[test]
     fn the_loopback_has_an_index_and_no_program() {
         let index = index("lo").unwrap().expect("every namespace has a loopback");
-        assert_eq!(attached(index).unwrap(), None);
+        assert_eq!(name(index).unwrap(), "lo");
+        let interface = interface(index).unwrap();
+        assert_eq!((interface.attached, interface.kind.as_str()), (None, ""));
+        assert!(interface.mtu > 1500, "{interface:?}");
         assert_eq!(super::index("no-such-if0").unwrap(), None);
     }
 }

@@ -1,12 +1,10 @@
 //! Where things are in the BPF file system.
 //!
 //! ```text
-//! <xdp.pin_path>/maps/<NAME>        the maps in force
-//!                maps-new/<NAME>    maps of another shape, being filled
+//! <xdp.pin_path>/maps/<NAME>        counters, rate limits, ports, events: what outlives a generation and a daemon
 //!                links/<interface>  the attachment; as long as it is there the program runs
 //! ```
-//! Every start loads the program anew, bound to one of the two map directories, and swaps it in when that directory
-//! is filled. So whatever a crash left behind is either taken over or removed, and never decides anything.
+//! The tables of the rules are not pinned: the program keeps them, and each generation has its own.
 
 use std::{
     fs::{self, File},
@@ -16,7 +14,7 @@ use std::{
 
 use rustix::{fs::FlockOperation, io::Errno};
 
-use super::PlaneError;
+use super::{Obstacle, PlaneError};
 
 /// The directories below `xdp.pin_path`.
 #[derive(Clone, Debug)]
@@ -57,17 +55,29 @@ impl Pins {
             Ok(()) => Ok(Some(Lock { directory })),
             Err(Errno::WOULDBLOCK) => Err(PlaneError::new(format!(
                 "xdp.pin_path {root} is in use by another mc-proxy; stop that one, or give this one its own xdp.pin_path"
-            ))),
+            ))
+            .because(Obstacle::InUse)),
             Err(error) => Err(failed(error.into())),
         }
     }
 
-    pub(super) fn maps(&self) -> PathBuf {
+    fn maps(&self) -> PathBuf {
         self.root.join("maps")
     }
 
-    pub(super) fn new_maps(&self) -> PathBuf {
-        self.root.join("maps-new")
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// What an earlier version has left: maps with other names than `kept`, and the directory in which it filled maps.
+    pub(super) fn remove_stale(&self, kept: &[&str]) -> Result<(), PlaneError> {
+        remove_directory(&self.root.join("maps-new"))?;
+        for (name, path) in Self::entries(&self.maps())? {
+            if !kept.contains(&name.as_str()) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn link(&self, interface: &str) -> PathBuf {
@@ -76,8 +86,12 @@ impl Pins {
 
     /// Interface names and paths of all links.
     pub(super) fn pinned_links(&self) -> Result<Vec<(String, PathBuf)>, PlaneError> {
-        let context = |error| PlaneError::caused(format!("reading {}", self.links().display()), error);
-        let entries = match fs::read_dir(self.links()) {
+        Self::entries(&self.links())
+    }
+
+    fn entries(directory: &Path) -> Result<Vec<(String, PathBuf)>, PlaneError> {
+        let context = |error| PlaneError::caused(format!("reading {}", directory.display()), error);
+        let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(context(error)),
@@ -95,16 +109,13 @@ impl Pins {
         make(&self.links())
     }
 
-    /// Makes the new maps the ones in force.
-    pub(super) fn promote_new_maps(&self) -> Result<(), PlaneError> {
-        remove_directory(&self.maps())?;
-        fs::rename(self.new_maps(), self.maps())
-            .map_err(|error| PlaneError::caused(format!("renaming {}", self.new_maps().display()), error))
+    pub(super) fn make_maps(&self) -> Result<(), PlaneError> {
+        make(&self.maps())
     }
 
     /// Removes everything but the root itself, which may be the administrator's.
     pub(super) fn remove_all(&self) -> Result<(), PlaneError> {
-        for directory in [self.links(), self.maps(), self.new_maps()] {
+        for directory in [self.links(), self.maps(), self.root.join("maps-new")] {
             remove_directory(&directory)?;
         }
         Ok(())
@@ -115,12 +126,12 @@ impl Pins {
     }
 }
 
-pub(super) fn make(directory: &Path) -> Result<(), PlaneError> {
+fn make(directory: &Path) -> Result<(), PlaneError> {
     fs::create_dir_all(directory)
         .map_err(|error| PlaneError::caused(format!("making the directory {}", directory.display()), error))
 }
 
-pub(super) fn remove_directory(directory: &Path) -> Result<(), PlaneError> {
+fn remove_directory(directory: &Path) -> Result<(), PlaneError> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(PlaneError::caused(format!("removing {}", directory.display()), error))

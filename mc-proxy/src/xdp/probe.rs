@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use rustix::thread::CapabilitySet;
 
-use super::PlaneError;
+use super::{Obstacle, PlaneError};
 
 /// `BPF_FS_MAGIC`.
 const BPF_FS: u64 = 0xcafe_4a11;
@@ -39,6 +39,20 @@ fn check_capabilities() -> Result<(), PlaneError> {
     )))
 }
 
+/// The first kernel whose verifier takes the program as it comes from kernel.org; distributions take things back.
+const KERNEL_MIN: (u32, u32) = (5, 15);
+
+/// The release of a kernel that is too old to be expected to take the program.
+pub(super) fn old_kernel() -> Option<String> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    is_old(&release).then_some(release)
+}
+
+fn is_old(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(major)), Some(Ok(minor))) if (major, minor) < KERNEL_MIN)
+}
+
 /// The nearest directory that exists decides: below it everything is made by us.
 fn check_file_system(pin_path: &Path) -> Result<(), PlaneError> {
     for ancestor in pin_path.ancestors() {
@@ -48,7 +62,8 @@ fn check_file_system(pin_path: &Path) -> Result<(), PlaneError> {
                 return Err(PlaneError::new(format!(
                     "xdp.pin_path {} is not on a BPF file system: run `mount -t bpf bpf /sys/fs/bpf`",
                     pin_path.display()
-                )));
+                ))
+                .because(Obstacle::FileSystem));
             }
             Err(rustix::io::Errno::NOENT) => {}
             Err(error) => return Err(denied(pin_path, error.into())),
@@ -71,6 +86,15 @@ fn denied(pin_path: &Path, error: io::Error) -> PlaneError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_before_5_15_are_old() {
+        for (release, expected) in
+            [("6.1.0-18-amd64", false), ("5.15.0", false), ("5.14.0-427.el9", true), ("4.19", true), ("odd", false)]
+        {
+            assert_eq!(is_old(release), expected, "{release}");
+        }
+    }
 
     #[test]
     fn a_common_file_system_is_refused_with_the_remedy() {

@@ -75,6 +75,12 @@ impl Lab {
         ip(&format!("-n {} {arguments}", self.edge));
     }
 
+    /// Of both ends of the first pair.
+    pub(crate) fn set_mtu(&self, mtu: u32) {
+        ip(&format!("-n {} link set out0 mtu {mtu}", self.outside));
+        self.edge(&format!("link set {INTERFACE} mtu {mtu}"));
+    }
+
     pub(crate) fn pin_path(&self) -> PathBuf {
         self.bpffs.path().join("mc-proxy")
     }

@@ -49,7 +49,7 @@ fn plane_to_proto(plane: xdp::PlaneStatus) -> v1::KernelPlaneStatus {
             .collect(),
         interfaces: plane.interfaces.into_iter().map(interface_to_proto).collect(),
         detail: plane.detail,
-        map_memory_bytes: plane.map_memory,
+        map_memory_bytes: plane.map_bytes,
         generation: plane.generation,
     }
 }
@@ -80,7 +80,7 @@ fn interface_to_proto(interface: xdp::InterfaceStatus) -> v1::InterfaceStatus {
         adopted: interface.is_adopted,
         driver: interface.driver,
         mtu: interface.mtu,
-        mode_reason: interface.mode_reason,
+        mode_reason: interface.note,
         foreign_program_id: interface.foreign_program_id,
     }
 }

@@ -285,6 +285,24 @@ async fn a_slow_list_is_given_up_and_makes_place() {
     replace(&served, [header("next", 1), v4(&[[10, 0, 0, 0, 8]])]).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_list_that_trickles_in_is_given_up() {
+    let served = Served::start();
+    let (send, messages) = mpsc::channel(4);
+    let mut client = served.client().await;
+    let call = tokio::spawn(async move { client.replace_firewall_group(ReceiverStream::new(messages)).await });
+    let began = tokio::time::Instant::now();
+    let message = |part| v1::ReplaceFirewallGroupRequest { part: Some(part) };
+    send.send(message(header("slow", 1000))).await.unwrap();
+    while send.send(message(v4(&[[10, 0, 0, 0, 8]]))).await.is_ok() && !call.is_finished() {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    }
+    let error = call.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert!((300..=330).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert!(values(&served, "slow").await.is_empty());
+}
+
 #[tokio::test]
 async fn rules_are_listed_in_pages_and_filtered() {
     let served = Served::start();

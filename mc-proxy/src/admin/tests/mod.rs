@@ -196,6 +196,18 @@ async fn a_control_thread_that_is_gone_is_unavailable() {
     assert_eq!((error.code(), error.message()), (Code::Unavailable, "the daemon is shutting down"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_not_answered_ends() {
+    let (control, commands) = Control::answered_by_test();
+    let served = Served::with(control);
+    let mut client = served.client().await;
+    let began = tokio::time::Instant::now();
+    let error = client.get_status(v1::GetStatusRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    assert!((30..=32).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    drop(commands);
+}
+
 #[tokio::test]
 async fn an_oversized_request_is_refused() {
     let served = Served::start();

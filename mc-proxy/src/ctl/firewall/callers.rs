@@ -5,6 +5,9 @@ use std::{fs, net::IpAddr};
 /// Ancestors that are asked; a shell in a terminal multiplexer under sudo has six.
 const ANCESTORS: usize = 16;
 
+/// Addresses that the daemon takes; the nearest ones come first.
+const CALLERS_MAX: usize = 16;
+
 /// The addresses in `SSH_CONNECTION` and `SSH_CLIENT` of this process and of its ancestors, without repetitions: sudo
 /// takes the variables away, but the shell above it has them.
 pub(super) fn of_this_process() -> Vec<IpAddr> {
@@ -20,6 +23,7 @@ pub(super) fn of_this_process() -> Vec<IpAddr> {
             Some(_) | None => break,
         }
     }
+    found.truncate(CALLERS_MAX);
     found
 }
 

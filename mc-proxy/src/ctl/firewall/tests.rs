@@ -260,6 +260,19 @@ async fn watch() {
     assert_eq!((text.as_str(), exit), ("source: is an address or a CIDR, not a country", Exit::Failure));
 }
 
+/// The daemon ends a watch after 10 minutes, and its connection a little later.
+#[tokio::test(start_paused = true)]
+async fn watch_goes_on_over_the_end_of_a_call() {
+    let served = Served::start();
+    let line = ["firewall", "watch", "-n", "1"];
+    let late = async {
+        tokio::time::sleep(Duration::from_secs(25 * 60)).await;
+        served.drops.send(event("10.0.0.1", "drop")).unwrap();
+    };
+    let ((data, _), ()) = tokio::join!(Box::pin(ok(&served, &line)), late);
+    assert_eq!(data.lines().count(), 1);
+}
+
 #[tokio::test]
 async fn top() {
     let served = Served::start();

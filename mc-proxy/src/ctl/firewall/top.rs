@@ -64,7 +64,9 @@ struct Window {
 }
 
 pub(super) async fn run(args: &Args, socket: &Path, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let mut drops = Drops::new(&args.which, client).await?;
+    let drops = Drops::new(&args.which, client).await?;
+    // Kept over the turns of the window: a new connection is not begun anew with each of them.
+    let mut next = Box::pin(next_of(drops, socket));
     let length = args.window.min(LONGEST);
     let is_live = out.is_terminal() || args.number.is_some();
     let refresh = if is_live { args.refresh } else { length };
@@ -75,7 +77,10 @@ pub(super) async fn run(args: &Args, socket: &Path, client: &mut Client, out: &m
     let mut show = began + refresh;
     while left > 0 {
         tokio::select! {
-            answer = drops.next(socket) => window.add(&answer?),
+            (drops, answer) = &mut next => {
+                window.add(&answer?);
+                next.set(next_of(drops, socket));
+            }
             () = tokio::time::sleep_until(turn) => {
                 window.turn();
                 turn += length / SLICES;
@@ -89,6 +94,11 @@ pub(super) async fn run(args: &Args, socket: &Path, client: &mut Client, out: &m
         }
     }
     Ok(())
+}
+
+async fn next_of(mut drops: Drops, socket: &Path) -> (Drops, Result<v1::WatchDropsResponse, CtlError>) {
+    let answer = drops.next(socket).await;
+    (drops, answer)
 }
 
 impl Window {

@@ -64,7 +64,7 @@ impl GroupIds {
         (0..).zip(&self.groups).filter_map(|(id, group)| Some(((*group)?, id)))
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.groups.len()
     }
 }

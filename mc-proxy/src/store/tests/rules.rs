@@ -54,7 +54,8 @@ proptest! {
         prop_assert_eq!(read, expected.values().map(|(rule, _)| *rule).collect::<Vec<_>>());
         let keys = expected.keys().copied().collect::<Vec<_>>();
         let comments = expected.values().map(|(_, comment)| comment.clone()).collect::<Vec<_>>();
-        prop_assert_eq!(store.comments(&keys).unwrap(), comments);
+        let stored = store.stored(&keys).unwrap();
+        prop_assert_eq!(stored.into_iter().map(|rule| rule.and_then(|rule| rule.comment)).collect::<Vec<_>>(), comments);
 
         for filter in [
             PageFilter::default(),
@@ -115,7 +116,7 @@ fn a_rule_that_is_put_again_has_the_new_expiry_and_comment_and_its_age() {
     store.apply(other.map(|rule| Change::Put(rule, None))).unwrap();
     assert_eq!(stored(&store).len(), 5);
     store.apply([Change::Remove(first.key)]).unwrap();
-    assert_eq!(store.comments(&[first.key]).unwrap(), [None]);
+    assert_eq!(store.stored(&[first.key]).unwrap()[0].as_ref().and_then(|rule| rule.comment.clone()), None);
     assert_eq!(stored(&store).len(), 4);
 }
 

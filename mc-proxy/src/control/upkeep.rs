@@ -1,0 +1,212 @@
+//! What the thread does without being asked: rules expire, changes that nobody confirms are taken back, offenders are
+//! banned, the GeoIP database is read when its file changes, and programs are kept on their interfaces.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::PathBuf,
+    time::{Instant, SystemTime},
+};
+
+use ipnet::IpNet;
+
+use super::{
+    ControlError,
+    bans::{has_backend, log_ban},
+    rules::moment,
+    thread::{Owned, Thread},
+};
+use crate::{
+    firewall::{
+        Action, Ban, CountryCode, EngineConfig, FileWatch, GeoIp, GeoIpError, Rule, RuleBook, RuleChange, Subject,
+    },
+    store,
+    telemetry::describe,
+    xdp::Repairs,
+};
+
+/// The GeoIP database in memory, and its file.
+#[derive(Debug)]
+pub struct Countries {
+    path: PathBuf,
+    geoip: GeoIp,
+    watch: FileWatch,
+}
+
+impl Countries {
+    /// Reads a database and watches its file from now on.
+    ///
+    /// # Errors
+    /// See [`GeoIpError`].
+    pub fn open(path: PathBuf) -> Result<Self, GeoIpError> {
+        let geoip = GeoIp::open(&path)?;
+        let watch = FileWatch::new(path.clone(), geoip.stamp(), Instant::now());
+        Ok(Self { path, geoip, watch })
+    }
+
+    /// What is in memory.
+    pub fn geoip(&self) -> &GeoIp {
+        &self.geoip
+    }
+
+    pub(super) fn country(&self, address: IpAddr) -> Option<CountryCode> {
+        self.geoip.country(address)
+    }
+
+    /// The prefixes of the countries that rules of the book are about.
+    pub(super) fn prefixes(&self, book: &RuleBook) -> Vec<(IpNet, CountryCode)> {
+        self.prefixes_of(&book.countries().collect())
+    }
+
+    /// The prefixes of the countries that these rules are about.
+    pub fn prefixes_for(&self, rules: &[Rule]) -> Vec<(IpNet, CountryCode)> {
+        let country = |rule: &Rule| match rule.key.subject {
+            Subject::Country(code) => Some(code),
+            Subject::Net(_) => None,
+        };
+        self.prefixes_of(&rules.iter().filter_map(country).collect())
+    }
+
+    fn prefixes_of(&self, codes: &BTreeSet<CountryCode>) -> Vec<(IpNet, CountryCode)> {
+        if codes.is_empty() {
+            return Vec::new();
+        }
+        match self.geoip.prefixes(codes) {
+            Ok(prefixes) => {
+                let found: BTreeSet<CountryCode> = prefixes.iter().map(|(_, code)| *code).collect();
+                for country in codes.difference(&found) {
+                    tracing::warn!(%country, "the GeoIP database knows no address of this country");
+                }
+                prefixes
+            }
+            // The whole file was checked when it was read.
+            Err(error) => {
+                tracing::error!(error = describe(&error), "countries are not blocked");
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Owned {
+    pub(super) fn engine_config(&self) -> EngineConfig {
+        EngineConfig {
+            is_host_scope: self.is_host_scope,
+            bans_max: self.bans_max,
+            groups: self.engine.book().groups().clone(),
+        }
+    }
+}
+
+impl Thread {
+    /// About every second.
+    pub(super) fn tick(&mut self) {
+        self.keep_attached();
+        if self.needs_rebuild {
+            self.rebuild("an earlier failure");
+        }
+        self.expire();
+        self.store_bans();
+        if self.pending.is_some_and(|pending| pending.deadline <= SystemTime::now()) {
+            match self.take_back() {
+                Ok(()) => tracing::warn!("a change was not confirmed in time and has been taken back"),
+                Err(error) => self.tell_trouble(format!("a change that nobody confirmed stays in force: {error}")),
+            }
+        }
+        if self.owned.geoip.as_mut().is_some_and(|countries| countries.watch.changed(Instant::now())) {
+            tracing::info!("the GeoIP database has changed, reloading it");
+            if let Err(error) = self.reload_geoip() {
+                tracing::error!(error = describe(&error), "the old GeoIP database stays");
+            }
+        }
+        self.publish_tables();
+    }
+
+    fn keep_attached(&mut self) {
+        match self.owned.plane.keep_attached() {
+            Ok(repairs) if repairs == Repairs::default() => self.trouble.clear(),
+            Ok(repairs) => tracing::warn!(
+                attached = repairs.attached,
+                repinned = repairs.repinned,
+                "the kernel differed from the desired state and has been put right"
+            ),
+            Err(error) => self.tell_trouble(describe(&error)),
+        }
+    }
+
+    fn expire(&mut self) {
+        match self.owned.engine.expire(moment(), &mut *self.owned.plane) {
+            Ok(keys) if keys.is_empty() => {}
+            Ok(keys) => {
+                tracing::debug!(rules = keys.len(), "expired");
+                if let Err(error) = self.owned.store.delete_expired(SystemTime::now()) {
+                    // They hold no longer, and are not loaded again either.
+                    self.tell_trouble(format!("expired rules stay in the database: {}", describe(&error)));
+                }
+            }
+            Err(error) => self.tell_trouble(describe(&error)),
+        }
+    }
+
+    /// Puts bans in force that follow from what connections have reported. The database has them a moment later: a ban
+    /// that a crash takes from it would have been forgotten by the next offence anyway, and must not wait for a disk.
+    pub(super) fn ban(&mut self) {
+        let Owned { bans, listeners, edge, engine, plane, .. } = &mut self.owned;
+        let is_allowed =
+            |net: &IpNet| engine.covering(net.addr()).iter().any(|covering| covering.rule.key.action == Action::Allow);
+        let now = moment();
+        let found: Vec<Ban> =
+            bans.drain(now.boot, |net| has_backend(listeners, &edge.resolver, net) || is_allowed(net));
+        if found.is_empty() {
+            return;
+        }
+        let wall = SystemTime::now();
+        let rules: Vec<Rule> = found.iter().map(|ban| ban.rule(wall)).collect();
+        let changes: Vec<RuleChange> = rules.iter().copied().map(RuleChange::Put).collect();
+        match engine.apply(&changes, now, &mut **plane) {
+            Ok(applied) => {
+                found.iter().for_each(log_ban);
+                self.unstored.extend(rules.into_iter().map(|rule| store::Change::Put(rule, None)));
+                self.unstored.extend(applied.evicted.into_iter().map(store::Change::Remove));
+            }
+            Err(error) => {
+                for ban in &found {
+                    bans.forget(ban.net);
+                }
+                self.tell_trouble(format!("bans are not in force: {}", describe(&error)));
+            }
+        }
+        self.publish_tables();
+    }
+
+    /// Bans outlive a restart.
+    pub(super) fn store_bans(&mut self) {
+        if self.unstored.is_empty() {
+            return;
+        }
+        if let Err(error) = self.owned.store.apply(std::mem::take(&mut self.unstored)) {
+            self.tell_trouble(format!("bans are in force, but not in the database: {}", describe(&error)));
+        }
+    }
+
+    pub(super) fn reload_geoip(&mut self) -> Result<bool, ControlError> {
+        let Some(countries) = &self.owned.geoip else { return Ok(false) };
+        let geoip = GeoIp::open(&countries.path).map_err(|error| ControlError::Failed(describe(&error)))?;
+        let Some(countries) = &mut self.owned.geoip else { return Ok(false) };
+        countries.watch.loaded(geoip.stamp());
+        countries.geoip = geoip;
+        self.refresh_countries();
+        self.publish_tables();
+        Ok(true)
+    }
+
+    /// The tables get the prefixes of the countries that are blocked now.
+    pub(super) fn refresh_countries(&mut self) {
+        let Owned { engine, plane, geoip, .. } = &mut self.owned;
+        let Some(countries) = geoip else { return };
+        let prefixes = countries.prefixes(engine.book());
+        if let Err(error) = engine.set_countries(prefixes, moment(), &mut **plane) {
+            self.tell_trouble(format!("the countries' old prefixes stay in force: {}", describe(&error)));
+        }
+    }
+}
