@@ -76,7 +76,7 @@ pub(crate) struct Args {
     #[arg(long)]
     docs: bool,
     /// Measure nothing: report of these JSON files, all rounds together.
-    #[arg(long, value_name = "JSON", conflicts_with = "rounds")]
+    #[arg(long, value_name = "JSON", num_args = 1.., conflicts_with = "rounds")]
     report: Vec<PathBuf>,
     #[arg(long, hide = true)]
     worker: bool,
