@@ -21,12 +21,13 @@ use crate::{frame::XdpCursor, maps::KernelHost};
 #[xdp(frags)]
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
     let host = KernelHost::new(&ctx);
-    let verdict = judge_packet(&host, XdpCursor::start(&ctx));
-    report::count(&host, verdict.reason);
+    let verdict = judge_packet(&host, || XdpCursor::start(&ctx));
+    let bytes = host.bytes();
+    report::count(&host, verdict.reason, bytes);
     if !verdict.is_drop() {
         return xdp_action::XDP_PASS;
     }
-    report::dropped(&host, &ctx, verdict);
+    report::dropped(&host, &ctx, verdict, bytes);
     xdp_action::XDP_DROP
 }
 

@@ -68,37 +68,42 @@ static RATE_PREFIX_V6: Global<u8> = Global::new(64);
 static MEASURES_FRAMES: Global<u8> = Global::new(0);
 
 /// The maps, for one run of the program.
-pub(crate) struct KernelHost {
-    bytes: u64,
-    // The key of every look-up. Without `CAP_PERFMON` the first write to a place on the stack costs a speculation barrier.
-    key: Cell<u32>,
+pub(crate) struct KernelHost<'ctx> {
+    ctx: &'ctx XdpContext,
+    key: Key,
 }
 
-impl KernelHost {
+/// The key of every look-up. Without `CAP_PERFMON` a write to the stack costs a speculation barrier, unless the verifier
+/// takes what was there for arbitrary bytes; so it does from the second write on to the upper half of eight bytes.
+#[repr(C, align(8))]
+struct Key {
+    _lower: u32,
+    index: Cell<u32>,
+}
+
+impl<'ctx> KernelHost<'ctx> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext) -> Self {
-        let bytes = if MEASURES_FRAMES.load() == 0 {
-            0
-        } else {
-            // SAFETY: the context is the one that the kernel passed to the program.
-            unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
-        };
-        Self { bytes, key: Cell::new(0) }
+    pub(crate) fn new(ctx: &'ctx XdpContext) -> Self {
+        Self { ctx, key: Key { _lower: 0, index: Cell::new(0) } }
     }
 
     /// Bytes of the frame, or 0 where the kernel does not tell.
     #[inline(always)]
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        if MEASURES_FRAMES.load() == 0 {
+            return 0;
+        }
+        // SAFETY: the context is the one that the kernel passed to the program.
+        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
     }
 
     /// An element of a map.
     #[inline(always)]
     pub(crate) fn element<M, A>(&self, map: &'static M, index: u32) -> *mut A {
-        self.key.set(index);
+        self.key.index.set(index);
         // SAFETY: `M` is one of aya's maps with keys of 32 bits, whose address is what the loader replaces by the map.
         let element =
-            unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), self.key.as_ptr().cast()) };
+            unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), self.key.index.as_ptr().cast()) };
         element.cast()
     }
 
@@ -112,7 +117,7 @@ impl KernelHost {
     }
 }
 
-impl Tables for KernelHost {
+impl Tables for KernelHost<'_> {
     #[inline(always)]
     fn tree4(&self, index: u32) -> Option<&AtomicU64> {
         self.shared(&TREE4, index)
@@ -154,7 +159,7 @@ impl Tables for KernelHost {
     }
 }
 
-impl Host for KernelHost {
+impl Host for KernelHost<'_> {
     #[inline(always)]
     fn scope(&self) -> Scope {
         if SCOPE.load() == Scope::Host as u32 { Scope::Host } else { Scope::Listeners }
