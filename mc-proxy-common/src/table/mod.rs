@@ -13,7 +13,8 @@
 //!
 //! The daemon keeps these invariants (`firewall::compile`):
 //! * a node is filled before a word refers to it, and not reused while a reader may still be in it;
-//! * a slot is written before the leaf's level that leads to it, and cleared after it;
+//! * a slot is written before the leaf's level that leads to it; it is emptied, and given to another prefix, only when
+//!   no reader can be at it;
 //! * a line's last slot is filled last and never becomes empty again, so what it overflows into is found.
 
 mod clause;
