@@ -139,7 +139,8 @@ impl Thread {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => {
                 tracing::debug!(rules = keys.len(), "expired");
-                if let Err(error) = self.owned.store.delete_expired(SystemTime::now()) {
+                // Not by the clock: bans that made room for others are among them.
+                if let Err(error) = self.owned.store.apply(keys.into_iter().map(store::Change::Remove)) {
                     // They hold no longer, and are not loaded again either.
                     self.tell_trouble(format!("expired rules stay in the database: {}", describe(&error)));
                 }
