@@ -31,6 +31,46 @@ pub trait Host: Tables {
 
     /// Whether one more new connection of `source` fits.
     fn admit(&self, source: Source) -> bool;
+
+    /// Whether the verifier guards the program against speculation, as it does without `CAP_PERFMON`: each word that is
+    /// kept on the stack then costs a barrier, and what can be read again is.
+    const IS_GUARDED: bool = false;
+
+    /// [`table::find4`], in a function of its own if that is better.
+    #[inline(always)]
+    fn find4(&self, addr: u32) -> u32
+    where
+        Self: Sized,
+    {
+        table::find4(self, addr)
+    }
+
+    /// [`table::find6`], in a function of its own if that is better.
+    #[inline(always)]
+    fn find6(&self, source: Source) -> u32
+    where
+        Self: Sized,
+    {
+        table::find6(self, source)
+    }
+
+    /// [`decide`], in a function of its own if that is better.
+    #[inline(always)]
+    fn decide(&self, chain: u32, packet: u32) -> u64
+    where
+        Self: Sized,
+    {
+        decide(self, chain, packet)
+    }
+}
+
+/// The chain for a source.
+#[inline(always)]
+fn find<H: Host>(host: &H, source: Source) -> u32 {
+    match source.as_v4() {
+        Some(addr) => host.find4(addr),
+        None => host.find6(source),
+    }
 }
 
 /// What happens to a packet.
@@ -67,31 +107,36 @@ impl Verdict {
 }
 
 /// What happens to a frame, which `frame` gives from its start as often as it is asked.
-///
-/// The headers are read twice: for the source, and, when there is anything to say about that, for the rest. Nothing of a
-/// packet is then kept during the look-up, which without `CAP_PERFMON` would cost a speculation barrier for each word.
 #[inline(always)]
 pub fn judge_packet<C: Cursor, H: Host>(host: &H, frame: impl Fn() -> C) -> Verdict {
-    let chain = match Packet::parse(frame()) {
-        Ok(Packet::V4(packet)) => table::find4(host, packet.source()),
-        Ok(Packet::V6(packet)) => table::find(host, packet.source()),
+    let mut packet = match Packet::parse(frame()) {
+        Ok(packet) => packet,
         Err(Unjudged::NotIp) => return Verdict::of(Reason::NotIp),
         Err(Unjudged::Malformed) => return Verdict::of(Reason::Malformed),
+    };
+    let chain = match packet {
+        Packet::V4(packet) => host.find4(packet.source()),
+        Packet::V6(packet) => find(host, packet.source()),
     };
     // Most packets of an edge host are from sources of which no rule speaks.
     if chain == 0 && !host.limits() {
         return Verdict::of(Reason::NoRule);
     }
-    match Packet::parse(frame()) {
-        Ok(Packet::V4(packet)) => judge(host, chain, Source::v4(packet.source()), packet.transport()),
-        Ok(Packet::V6(packet)) => judge(host, chain, packet.source(), packet.transport()),
-        Err(_) => Verdict::of(Reason::Malformed),
+    if H::IS_GUARDED {
+        packet = match Packet::parse(frame()) {
+            Ok(packet) => packet,
+            Err(_) => return Verdict::of(Reason::Malformed),
+        };
+    }
+    match packet {
+        Packet::V4(packet) => judge(host, chain, Source::v4(packet.source()), packet.transport()),
+        Packet::V6(packet) => judge(host, chain, packet.source(), packet.transport()),
     }
 }
 
 /// What happens to a connection of `source` that has come to a listener's `port`. Rates are the caller's business.
 pub fn judge_connection<H: Host>(host: &H, source: Source, port: u16) -> Verdict {
-    let chain = table::find(host, source);
+    let chain = find(host, source);
     judge(host, chain, source, Transport::Tcp { destination: port, is_opening: false })
 }
 
@@ -102,7 +147,7 @@ fn judge<H: Host>(host: &H, chain: u32, source: Source, transport: Transport) ->
         _ => (0, false, PortFlags::NONE),
     };
     let packet = Aspect { port, of_listeners: of_listeners(transport, flags), of_host: of_host(transport) };
-    let verdict = Verdict::unpack(decide(host, chain, packet.pack()));
+    let verdict = Verdict::unpack(host.decide(chain, packet.pack()));
     let is_decided = verdict.is_drop() || verdict.reason == Reason::Allowed.index();
     if host.limits() && !is_decided && is_opening && flags.is_limited() && !host.admit(source) {
         return Verdict::of(Reason::RateLimited);
@@ -144,8 +189,8 @@ impl Aspect {
 }
 
 /// What the decision list says: a packed [`Verdict`].
-#[cfg_attr(target_arch = "bpf", inline(never))]
-fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
+#[inline(always)]
+pub fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
     let packet = Aspect::unpack(packet);
     let mut state = Undecided { next: chain, passed: Reason::NoRule.index() };
     // Not a loop: without `CAP_PERFMON` the verifier finds no end of one.

@@ -18,8 +18,8 @@ use mc_proxy_common::{
     maps::{PORT_FLAG_WORDS, PortFlags, RATE_LINES, Scope},
     rate::{self, Admission, RateLimit},
     source::Source,
-    table::{ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables},
-    verdict::Host,
+    table::{self, ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables},
+    verdict::{self, Host},
 };
 
 use crate::report;
@@ -67,8 +67,26 @@ static RATE_PREFIX_V6: Global<u8> = Global::new(64);
 #[unsafe(no_mangle)]
 static MEASURES_FRAMES: Global<u8> = Global::new(0);
 
+// Functions of their own: nothing of the packet lives on their stacks, where without `CAP_PERFMON` a pointer that was
+// spilled must not be overwritten in part.
+
+#[inline(never)]
+fn find4<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, addr: u32) -> u32 {
+    table::find4(host, addr)
+}
+
+#[inline(never)]
+fn find6<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, source: Source) -> u32 {
+    table::find6(host, source)
+}
+
+#[inline(never)]
+fn decide<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, chain: u32, packet: u32) -> u64 {
+    verdict::decide(host, chain, packet)
+}
+
 /// The maps, for one run of the program.
-pub(crate) struct KernelHost<'ctx> {
+pub(crate) struct KernelHost<'ctx, const GUARDED: bool> {
     ctx: &'ctx XdpContext,
     key: Key,
 }
@@ -81,7 +99,7 @@ struct Key {
     index: Cell<u32>,
 }
 
-impl<'ctx> KernelHost<'ctx> {
+impl<'ctx, const GUARDED: bool> KernelHost<'ctx, GUARDED> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'ctx XdpContext) -> Self {
         Self { ctx, key: Key { _lower: 0, index: Cell::new(0) } }
@@ -117,7 +135,7 @@ impl<'ctx> KernelHost<'ctx> {
     }
 }
 
-impl Tables for KernelHost<'_> {
+impl<const GUARDED: bool> Tables for KernelHost<'_, GUARDED> {
     #[inline(always)]
     fn tree4(&self, index: u32) -> Option<&AtomicU64> {
         self.shared(&TREE4, index)
@@ -159,7 +177,24 @@ impl Tables for KernelHost<'_> {
     }
 }
 
-impl Host for KernelHost<'_> {
+impl<const GUARDED: bool> Host for KernelHost<'_, GUARDED> {
+    const IS_GUARDED: bool = GUARDED;
+
+    #[inline(always)]
+    fn find4(&self, addr: u32) -> u32 {
+        if GUARDED { find4(self, addr) } else { table::find4(self, addr) }
+    }
+
+    #[inline(always)]
+    fn find6(&self, source: Source) -> u32 {
+        if GUARDED { find6(self, source) } else { table::find6(self, source) }
+    }
+
+    #[inline(always)]
+    fn decide(&self, chain: u32, packet: u32) -> u64 {
+        if GUARDED { decide(self, chain, packet) } else { verdict::decide(self, chain, packet) }
+    }
+
     #[inline(always)]
     fn scope(&self) -> Scope {
         if SCOPE.load() == Scope::Host as u32 { Scope::Host } else { Scope::Listeners }
