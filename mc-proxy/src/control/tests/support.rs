@@ -42,9 +42,9 @@ pub(super) struct Plane(Arc<Switches>);
 
 #[derive(Default)]
 pub(super) struct Switches {
-    pub(super) failing_prepares: AtomicU32,
-    pub(super) failing_commits: AtomicU32,
-    pub(super) committed: AtomicU64,
+    failing_prepares: AtomicU32,
+    failing_commits: AtomicU32,
+    committed: AtomicU64,
     prepared: AtomicU64,
     /// Run with the next commit, before it.
     before_commit: Mutex<Option<Hook>>,
@@ -53,6 +53,19 @@ pub(super) struct Switches {
 type Hook = Box<dyn FnOnce() + Send>;
 
 impl Switches {
+    pub(super) fn fail_prepares(&self, count: u32) {
+        self.failing_prepares.store(count, SeqCst);
+    }
+
+    pub(super) fn fail_commits(&self, count: u32) {
+        self.failing_commits.store(count, SeqCst);
+    }
+
+    /// Generations that were put in force.
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.load(SeqCst)
+    }
+
     pub(super) fn before_commit(&self, hook: impl FnOnce() + Send + 'static) {
         *self.before_commit.lock().unwrap() = Some(Box::new(hook));
     }
@@ -78,7 +91,7 @@ impl Generations for Plane {
         if Switches::fails(&self.0.failing_commits) {
             return Err(PlaneError::new("the link is gone"));
         }
-        self.0.committed.fetch_add(1, Relaxed);
+        self.0.committed.fetch_add(1, SeqCst);
         Ok(())
     }
 
@@ -135,7 +148,7 @@ pub(super) struct Bench {
     pub(super) listening: Arc<Listening>,
     pub(super) database: PathBuf,
     thread: JoinHandle<()>,
-    setup: Setup,
+    pub(super) setup: Setup,
     dir: TempDir,
 }
 
