@@ -262,3 +262,6 @@ fn of_listeners(transport: Transport, flags: PortFlags) -> u32 {
 fn of_host(transport: Transport) -> u32 {
     if matches!(transport, Transport::NeighborDiscovery) { Reason::NeighborDiscovery.index() } else { HOLDS }
 }
+
+#[cfg(test)]
+mod tests;

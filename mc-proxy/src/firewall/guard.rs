@@ -135,8 +135,7 @@ impl From<Verdict> for Judgement {
                 | Reason::Malformed
                 | Reason::NeighborDiscovery
                 | Reason::LaterFragment
-                | Reason::Expired
-                | Reason::Unconfigured,
+                | Reason::Expired,
             ) => Self::Pass,
             // A clause that says that it drops, for a reason of which nothing is known here, drops all the same.
             None => Self::BlockedPrefix(group),
