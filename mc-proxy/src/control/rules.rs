@@ -181,7 +181,7 @@ impl Thread {
         });
         let result = match outcome {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(ControlError::Failed(describe(&error))),
+            Ok(Err(error)) => Err(not_in_force(&error)),
             Err(error) => Err(refused_or_failed(error)),
         };
         if result.is_ok() {
@@ -497,5 +497,36 @@ fn refused_or_failed(error: StoreError) -> ControlError {
     match error {
         StoreError::Unconfirmed { .. } => ControlError::Refused(describe(&error)),
         error => failed(error),
+    }
+}
+
+/// More than there may be is the caller's to change; the rest is not his fault.
+fn not_in_force(error: &EngineError) -> ControlError {
+    match error {
+        EngineError::Book(_) | EngineError::TooManyRules { .. } | EngineError::TooLarge => {
+            ControlError::Refused(format!("rule: {}", describe(error)))
+        }
+        EngineError::Prepare(_) | EngineError::Commit(_) | EngineError::Settle(_) => {
+            ControlError::Failed(describe(error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xdp::PlaneError;
+
+    #[test]
+    fn what_the_caller_can_change_is_refused_and_the_rest_has_failed() {
+        let net = "192.0.2.1/32".parse().unwrap();
+        let refused = not_in_force(&EngineError::TooManyRules { net, rules: Vec::new() });
+        assert!(
+            matches!(&refused, ControlError::Refused(text) if text.starts_with("rule: more than 8 rules")),
+            "{refused}"
+        );
+        assert!(matches!(not_in_force(&EngineError::TooLarge), ControlError::Refused(_)));
+        let failed = not_in_force(&EngineError::Commit(PlaneError::new("no memory")));
+        assert!(matches!(&failed, ControlError::Failed(text) if text.ends_with("no memory")), "{failed}");
     }
 }

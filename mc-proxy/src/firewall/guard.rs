@@ -98,7 +98,11 @@ impl Firewall {
         };
         let judgement = Judgement::from(verdict);
         match judgement {
-            Judgement::Pass if !self.limiter.admit(client.ip(), now) => return Judgement::RateLimited,
+            Judgement::Pass if !self.limiter.admit(client.ip(), now) => {
+                // As in the kernel: a drop of no rule's is number 0's.
+                self.groups.count_dropped(0);
+                return Judgement::RateLimited;
+            }
             Judgement::BlockedAddress(group)
             | Judgement::BlockedPrefix(group)
             | Judgement::Banned(group)
