@@ -7,6 +7,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use aya::maps::{Map, MapData, PerCpuArray};
 use mc_proxy::{
     clock,
     config::{self, OnExit, XdpMode},
@@ -14,7 +15,7 @@ use mc_proxy::{
     xdp::{self, Dataplane, Parameters},
 };
 use mc_proxy_common::{
-    maps::{PortFlags, Scope},
+    maps::{Counter, PortFlags, Scope},
     rate::RateLimit,
     reason::Reason,
     source::Source,
@@ -37,6 +38,7 @@ const EARLIER_SECONDS: u64 = 100;
 pub(crate) struct Bench {
     plane: Box<dyn Dataplane>,
     engine: Engine,
+    counters: PerCpuArray<MapData, Counter>,
     scope: Scope,
 }
 
@@ -61,7 +63,9 @@ impl Bench {
         let is_host_scope = scope == Scope::Host;
         let config = EngineConfig { is_host_scope, bans_max: BANS_MAX, ..EngineConfig::default() };
         let engine = Engine::new([], [], config, &mut *plane, moment(0)).unwrap();
-        Self { plane, engine, scope }
+        let counters = MapData::from_pin(lab.pin_path().join("maps/COUNTERS")).unwrap();
+        let counters = PerCpuArray::try_from(Map::PerCpuArray(counters)).unwrap();
+        Self { plane, engine, counters, scope }
     }
 
     pub(crate) fn put(&mut self, rules: &[Rule]) {
@@ -79,27 +83,30 @@ impl Bench {
 
     /// What the program counted, which is what it decided; the action is checked against it.
     pub(crate) fn run(&self, frame: &[u8]) -> Reason {
-        let before = self.plane.status().counters;
+        let before = self.counters();
         let action = self.plane.test_run(frame).unwrap().action;
-        let after = self.plane.status().counters;
-        // Frames of the interface itself, such as a router's solicitation, are counted too.
-        let counted: Vec<_> = Reason::ALL
-            .into_iter()
-            .filter(|reason| {
-                let count = |counters: &[xdp::ReasonCount]| {
-                    counters.iter().find(|count| count.reason == reason.name()).map_or((0, 0), |c| (c.packets, c.bytes))
-                };
-                let (before, after) = (count(&before), count(&after));
-                after.0 > before.0 && after.1 >= before.1 + frame.len() as u64
-            })
-            .collect();
+        let after = self.counters();
+        let risen = |reason: &Reason| {
+            let (before, after) = (before[reason.index() as usize], after[reason.index() as usize]);
+            after.packets > before.packets && after.bytes >= before.bytes + frame.len() as u64
+        };
+        let counted: Vec<_> = Reason::ALL.into_iter().filter(risen).collect();
         let [reason] = counted[..] else {
-            // One of the interface's own came in between: once more.
+            // Frames of the interface itself, such as a router's solicitation, are counted too: once more.
             assert!(!counted.is_empty(), "a frame was not counted");
             return self.run(frame);
         };
         assert_eq!(action, if reason.is_drop() { XDP_DROP } else { XDP_PASS }, "{reason:?}");
         reason
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        let count = |reason: Reason| {
+            let cpus = self.counters.get(&reason.index(), 0).unwrap();
+            let sum = |field: fn(&Counter) -> u64| cpus.iter().map(field).sum();
+            Counter { packets: sum(|cpu| cpu.packets), bytes: sum(|cpu| cpu.bytes) }
+        };
+        Reason::ALL.into_iter().map(count).collect()
     }
 
     /// What the verdict says on the host, of the tables that the kernel reads.
