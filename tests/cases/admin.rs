@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use mc_proxy_proto::v1::{
-    AddL7PolicyRequest, AddRouteRequest, FirewallAction, L7Policy, ListL7PoliciesRequest, RemoveL7PolicyRequest, Route,
+    AddL7PolicyRequest, AddRouteRequest, FirewallAction, FirewallRule, L7Policy, ListL7PoliciesRequest,
+    RemoveL7PolicyRequest, Route,
 };
 use mc_proxy_tests::{
     admin::rule,
@@ -111,7 +112,10 @@ fn rules_and_policies_are_stored_as_given() -> Result<()> {
     ensure!(rules.len() == 8, "adding twice is adding once: {rules:?}");
     for value in ["203.0.113.50", "198.51.100.0/24", "2001:db8::1", "2001:db8::/32"] {
         for action in [FirewallAction::Block, FirewallAction::Allow] {
-            ensure!(rules.contains(&rule(value, action)), "{value} {action:?} is not in {rules:?}");
+            let is_there = |known: &&FirewallRule| known.value == value && known.action == i32::from(action);
+            let known = rules.iter().find(is_there).with_context(|| format!("no {value} {action:?} in {rules:?}"))?;
+            ensure!(known.r#type == rule(value, action).r#type && known.expires_at.is_none(), "{known:?}");
+            ensure!((known.group.as_str(), known.scope.as_str()) == ("default", "default"), "{known:?}");
             admin.remove_rule(rule(value, action))?;
         }
     }

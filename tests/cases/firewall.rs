@@ -17,6 +17,7 @@ use mc_proxy_tests::{
     wait::{SOON, until},
 };
 use rustix::process::Signal;
+use tonic::Code;
 
 #[test]
 fn a_blocked_source_gets_a_reset_and_not_one_byte() -> Result<()> {
@@ -35,7 +36,10 @@ fn a_blocked_source_gets_a_reset_and_not_one_byte() -> Result<()> {
         admin.unblock(&attacker.to_string())?;
         ensure!(is_served(attacker, proxy)?, "refused after the block was removed");
     }
-    admin.block("127.0.0.0/8")?;
+    let refused = admin.block("127.0.0.0/8").expect_err("the backend is within");
+    ensure!(refused.code() == Code::FailedPrecondition && refused.message().contains("backend"), "{refused}");
+    ensure!(is_served(attacker, proxy)?);
+    admin.block_by_force("127.0.0.0/8")?;
     ensure!(!is_served(attacker, proxy)? && !is_served(neighbour, proxy)?);
     admin.allow(&attacker.to_string())?;
     admin.block(&attacker.to_string())?;

@@ -4,9 +4,10 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use mc_proxy_proto::v1::{
-    AddFirewallRuleRequest, AddRouteRequest, FirewallAction, FirewallRule, FirewallRuleType, GetFirewallRulesRequest,
-    GetStatusRequest, GetStatusResponse, ListRoutesRequest, ListRoutesResponse, RemoveFirewallRuleRequest,
-    RemoveRouteRequest, Route, SetListenerMaxConnectionsRequest, proxy_admin_service_client::ProxyAdminServiceClient,
+    AddFirewallRuleRequest, AddRouteRequest, FirewallAction, FirewallChangeOptions, FirewallGroup, FirewallRule,
+    FirewallRuleType, GetFirewallRulesRequest, GetStatusRequest, GetStatusResponse, ListFirewallGroupsRequest,
+    ListRoutesRequest, ListRoutesResponse, RemoveFirewallRuleRequest, RemoveRouteRequest, Route,
+    SetListenerMaxConnectionsRequest, proxy_admin_service_client::ProxyAdminServiceClient,
 };
 use tokio::runtime::{Builder, Runtime};
 use tonic::{
@@ -80,6 +81,27 @@ impl Admin {
     pub fn add_rule(&self, rule: FirewallRule) -> Result<(), Status> {
         let request = AddFirewallRuleRequest { rule: Some(rule), ..AddFirewallRuleRequest::default() };
         self.call(async |mut client| client.add_firewall_rule(request).await).map(drop)
+    }
+
+    /// Blocks also what cuts off a backend.
+    pub fn block_by_force(&self, source: &str) -> Result<(), Status> {
+        let options = Some(FirewallChangeOptions { force: true, ..FirewallChangeOptions::default() });
+        let rule = Some(rule(source, FirewallAction::Block));
+        let request = AddFirewallRuleRequest { rule, options, ..AddFirewallRuleRequest::default() };
+        self.call(async |mut client| client.add_firewall_rule(request).await).map(drop)
+    }
+
+    /// Packets that the kernel has counted under a reason, such as `rate_limited`.
+    pub fn kernel_count(&self, reason: &str) -> Result<u64, Status> {
+        let kernel = self.status()?.kernel.unwrap_or_default();
+        Ok(kernel.counters.iter().find(|count| count.reason == reason).map_or(0, |count| count.packets))
+    }
+
+    /// A rule group with its counters; all zero when there is none of that name.
+    pub fn group(&self, name: &str) -> Result<FirewallGroup, Status> {
+        let request = ListFirewallGroupsRequest {};
+        let groups = self.call(async |mut client| client.list_firewall_groups(request).await)?.groups;
+        Ok(groups.into_iter().find(|group| group.name == name).unwrap_or_default())
     }
 
     /// `RemoveFirewallRule`.

@@ -129,6 +129,14 @@ impl Installation {
         Ok(self)
     }
 
+    /// From the next start on another copy of the daemon runs, as after an upgrade.
+    pub fn upgrade(&mut self) -> Result<()> {
+        let copy = self.directory.path().join("mc-proxy-upgraded");
+        fs::copy(&self.binary, &copy).context("copying the daemon")?;
+        self.binary = copy;
+        Ok(())
+    }
+
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start(&self) -> Result<Daemon> {
         let path = self.directory.path().join("notify.sock");

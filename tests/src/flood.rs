@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Write as _},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -45,6 +45,28 @@ impl Flood {
                 }
                 // Leaves the other core and the daemon their share.
                 thread::park_timeout(Duration::from_micros(500));
+            }
+            Ok(())
+        })
+    }
+
+    /// UDP datagrams of several addresses of a namespace in turn, to the edge's address of their family, with a pause after
+    /// each round.
+    pub fn udp_of(from: &Namespace, sources: Vec<IpAddr>, to: [SocketAddr; 2], pause: Duration) -> Self {
+        Self::start(from, move |sent, _, is_over| {
+            let sockets = sources.iter().map(|source| UdpSocket::bind((*source, 0)).context("binding to a source"));
+            let sockets = sockets.collect::<Result<Vec<_>>>()?;
+            while !is_over.load(Ordering::Relaxed) {
+                for (source, socket) in sources.iter().zip(&sockets) {
+                    match socket.send_to(&[0x55; 64], to[usize::from(source.is_ipv6())]) {
+                        Ok(_) => {
+                            sent.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) if is_passing(&error) => {}
+                        Err(error) => return Err(error).context("sending a datagram"),
+                    }
+                }
+                thread::park_timeout(pause);
             }
             Ok(())
         })

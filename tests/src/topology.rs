@@ -105,6 +105,13 @@ impl Leaf {
         })
     }
 
+    /// Gives `eth0` one more address, of either family.
+    pub fn add(&self, addr: IpAddr) -> Result<()> {
+        let rest = if addr.is_ipv4() { "/24" } else { "/64 nodad" };
+        let (length, flags) = rest.split_once(' ').unwrap_or((rest, ""));
+        self.namespace.ip(&format!("addr add {addr}{length} dev eth0 {flags}\n"))
+    }
+
     /// Gives `eth0` one more IPv4 address.
     pub fn add_v4(&self, addr: &str) -> Result<()> {
         self.namespace.ip(&format!("addr add {addr} dev eth0\n"))
