@@ -67,7 +67,7 @@ impl Memory {
     }
 
     fn judge(&self, frame: &[u8]) -> (Reason, u32) {
-        let verdict = judge_packet(self, frame);
+        let verdict = judge_packet(self, || frame);
         (Reason::from_index(verdict.reason).unwrap(), verdict.group)
     }
 }
