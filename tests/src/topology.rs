@@ -38,7 +38,7 @@ pub struct Topology {
     pub client: Leaf,
     /// Whoever should not.
     pub attacker: Leaf,
-    _internet: Namespace,
+    internet: Namespace,
 }
 
 /// A host with one interface, `eth0`.
@@ -71,13 +71,20 @@ impl Topology {
             edge: Leaf::new(&internet, "edge", "192.0.2", "10", 1)?,
             client: Leaf::new(&internet, "client", "198.51.100", "10", 2)?,
             attacker: Leaf::new(&internet, "attacker", "203.0.113", "50", 3)?,
-            _internet: internet.clone(),
+            internet: internet.clone(),
         };
         internet.run(|| -> Result<()> {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turning on IPv4 forwarding")?;
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").context("turning on IPv6 forwarding")
         })??;
         Ok(topology)
+    }
+}
+
+impl Topology {
+    /// Lets the router send what is for an address's /64 to the attacker.
+    pub fn route_to_attacker(&self, addr: IpAddr) -> Result<()> {
+        self.internet.ip(&format!("route replace {addr}/128 via {} dev attacker\n", self.attacker.v6))
     }
 }
 
@@ -105,11 +112,11 @@ impl Leaf {
         })
     }
 
-    /// Gives `eth0` one more address, of either family.
+    /// Gives `eth0` one more address, of either family, which sockets have to ask for.
     pub fn add(&self, addr: IpAddr) -> Result<()> {
-        let rest = if addr.is_ipv4() { "/24" } else { "/64 nodad" };
-        let (length, flags) = rest.split_once(' ').unwrap_or((rest, ""));
-        self.namespace.ip(&format!("addr add {addr}{length} dev eth0 {flags}\n"))
+        // A deprecated address is never chosen as a source; an IPv4 one is not, being the second of its subnet.
+        let rest = if addr.is_ipv4() { "/24 dev eth0" } else { "/64 dev eth0 nodad preferred_lft 0" };
+        self.namespace.ip(&format!("addr add {addr}{rest}\n"))
     }
 
     /// Gives `eth0` one more IPv4 address.
