@@ -20,23 +20,21 @@ pub enum Reason {
     LaterFragment = 6,
     /// Passed: the rule that covers the source has expired.
     Expired = 7,
-    /// Passed: the maps are not the ones that this program was written for.
-    Unconfigured = 8,
     /// Dropped: the source address is blocked.
-    BlockedAddress = 9,
+    BlockedAddress = 8,
     /// Dropped: a prefix of the source address is blocked.
-    BlockedPrefix = 10,
+    BlockedPrefix = 9,
     /// Dropped: the source is banned for a time, by the daemon itself.
-    Banned = 11,
+    Banned = 10,
     /// Dropped: the source's country is blocked.
-    BlockedCountry = 12,
+    BlockedCountry = 11,
     /// Dropped: one new connection of the source too many.
-    RateLimited = 13,
+    RateLimited = 12,
 }
 
 impl Reason {
     /// All, in the order of their indices.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::NoRule,
         Self::Allowed,
         Self::OutOfScope,
@@ -45,7 +43,6 @@ impl Reason {
         Self::NeighborDiscovery,
         Self::LaterFragment,
         Self::Expired,
-        Self::Unconfigured,
         Self::BlockedAddress,
         Self::BlockedPrefix,
         Self::Banned,
@@ -81,7 +78,6 @@ impl Reason {
             Self::NeighborDiscovery => "neighbor_discovery",
             Self::LaterFragment => "later_fragment",
             Self::Expired => "expired",
-            Self::Unconfigured => "unconfigured",
             Self::BlockedAddress => "blocked_address",
             Self::BlockedPrefix => "blocked_prefix",
             Self::Banned => "banned",

@@ -31,6 +31,46 @@ pub trait Host: Tables {
 
     /// Whether one more new connection of `source` fits.
     fn admit(&self, source: Source) -> bool;
+
+    /// Whether the verifier guards the program against speculation, as it does without `CAP_PERFMON`: each word that is
+    /// kept on the stack then costs a barrier, and what can be read again is.
+    const IS_GUARDED: bool = false;
+
+    /// [`table::find4`], in a function of its own if that is better.
+    #[inline(always)]
+    fn find4(&self, addr: u32) -> u32
+    where
+        Self: Sized,
+    {
+        table::find4(self, addr)
+    }
+
+    /// [`table::find6`], in a function of its own if that is better.
+    #[inline(always)]
+    fn find6(&self, source: Source) -> u32
+    where
+        Self: Sized,
+    {
+        table::find6(self, source)
+    }
+
+    /// [`decide`], in a function of its own if that is better.
+    #[inline(always)]
+    fn decide(&self, chain: u32, packet: u32) -> u64
+    where
+        Self: Sized,
+    {
+        decide(self, chain, packet)
+    }
+}
+
+/// The chain for a source.
+#[inline(always)]
+fn find<H: Host>(host: &H, source: Source) -> u32 {
+    match source.as_v4() {
+        Some(addr) => host.find4(addr),
+        None => host.find6(source),
+    }
 }
 
 /// What happens to a packet.
@@ -66,34 +106,37 @@ impl Verdict {
     }
 }
 
-/// What happens to a frame.
+/// What happens to a frame, which `frame` gives from its start as often as it is asked.
 #[inline(always)]
-pub fn judge_packet<C: Cursor, H: Host>(host: &H, frame: C) -> Verdict {
-    // Most packets of an edge host are from sources of which no rule speaks: nothing more of them is looked at.
-    let is_clear = |chain| chain == 0 && !host.limits();
-    match Packet::parse(frame) {
-        Ok(Packet::V4(packet)) => {
-            let chain = table::find4(host, packet.source());
-            if is_clear(chain) {
-                return Verdict::of(Reason::NoRule);
-            }
-            judge(host, chain, Source::v4(packet.source()), packet.transport())
-        }
-        Ok(Packet::V6(packet)) => {
-            let chain = table::find(host, packet.source());
-            if is_clear(chain) {
-                return Verdict::of(Reason::NoRule);
-            }
-            judge(host, chain, packet.source(), packet.transport())
-        }
-        Err(Unjudged::NotIp) => Verdict::of(Reason::NotIp),
-        Err(Unjudged::Malformed) => Verdict::of(Reason::Malformed),
+pub fn judge_packet<C: Cursor, H: Host>(host: &H, frame: impl Fn() -> C) -> Verdict {
+    let mut packet = match Packet::parse(frame()) {
+        Ok(packet) => packet,
+        Err(Unjudged::NotIp) => return Verdict::of(Reason::NotIp),
+        Err(Unjudged::Malformed) => return Verdict::of(Reason::Malformed),
+    };
+    let chain = match packet {
+        Packet::V4(packet) => host.find4(packet.source()),
+        Packet::V6(packet) => find(host, packet.source()),
+    };
+    // Most packets of an edge host are from sources of which no rule speaks.
+    if chain == 0 && !host.limits() {
+        return Verdict::of(Reason::NoRule);
+    }
+    if H::IS_GUARDED {
+        packet = match Packet::parse(frame()) {
+            Ok(packet) => packet,
+            Err(_) => return Verdict::of(Reason::Malformed),
+        };
+    }
+    match packet {
+        Packet::V4(packet) => judge(host, chain, Source::v4(packet.source()), packet.transport()),
+        Packet::V6(packet) => judge(host, chain, packet.source(), packet.transport()),
     }
 }
 
 /// What happens to a connection of `source` that has come to a listener's `port`. Rates are the caller's business.
 pub fn judge_connection<H: Host>(host: &H, source: Source, port: u16) -> Verdict {
-    let chain = table::find(host, source);
+    let chain = find(host, source);
     judge(host, chain, source, Transport::Tcp { destination: port, is_opening: false })
 }
 
@@ -104,7 +147,7 @@ fn judge<H: Host>(host: &H, chain: u32, source: Source, transport: Transport) ->
         _ => (0, false, PortFlags::NONE),
     };
     let packet = Aspect { port, of_listeners: of_listeners(transport, flags), of_host: of_host(transport) };
-    let verdict = Verdict::unpack(decide(host, chain, packet.pack()));
+    let verdict = Verdict::unpack(host.decide(chain, packet.pack()));
     let is_decided = verdict.is_drop() || verdict.reason == Reason::Allowed.index();
     if host.limits() && !is_decided && is_opening && flags.is_limited() && !host.admit(source) {
         return Verdict::of(Reason::RateLimited);
@@ -146,8 +189,8 @@ impl Aspect {
 }
 
 /// What the decision list says: a packed [`Verdict`].
-#[cfg_attr(target_arch = "bpf", inline(never))]
-fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
+#[inline(always)]
+pub fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
     let packet = Aspect::unpack(packet);
     let mut state = Undecided { next: chain, passed: Reason::NoRule.index() };
     // Not a loop: without `CAP_PERFMON` the verifier finds no end of one.
@@ -219,3 +262,6 @@ fn of_listeners(transport: Transport, flags: PortFlags) -> u32 {
 fn of_host(transport: Transport) -> u32 {
     if matches!(transport, Transport::NeighborDiscovery) { Reason::NeighborDiscovery.index() } else { HOLDS }
 }
+
+#[cfg(test)]
+mod tests;

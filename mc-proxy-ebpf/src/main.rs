@@ -20,13 +20,25 @@ use crate::{frame::XdpCursor, maps::KernelHost};
 /// Passes or drops a frame.
 #[xdp(frags)]
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
-    let host = KernelHost::new(&ctx);
-    let verdict = judge_packet(&host, XdpCursor::start(&ctx));
-    report::count(&host, verdict.reason);
+    run::<false>(&ctx)
+}
+
+/// The same for a daemon without `CAP_PERFMON`: what [`mc_proxy`] does, in a form that the verifier accepts then.
+#[xdp(frags)]
+pub fn mc_proxy_guarded(ctx: XdpContext) -> u32 {
+    run::<true>(&ctx)
+}
+
+#[inline(always)]
+fn run<const GUARDED: bool>(ctx: &XdpContext) -> u32 {
+    let host = KernelHost::<GUARDED>::new(ctx);
+    let verdict = judge_packet(&host, || XdpCursor::start(ctx));
+    let bytes = host.bytes();
+    report::count(&host, verdict.reason, bytes);
     if !verdict.is_drop() {
         return xdp_action::XDP_PASS;
     }
-    report::dropped(&host, &ctx, verdict);
+    report::dropped(&host, ctx, verdict, bytes);
     xdp_action::XDP_DROP
 }
 

@@ -18,8 +18,8 @@ use mc_proxy_common::{
     maps::{PORT_FLAG_WORDS, PortFlags, RATE_LINES, Scope},
     rate::{self, Admission, RateLimit},
     source::Source,
-    table::{ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables},
-    verdict::Host,
+    table::{self, ClauseWords, Geometry, Line, NODE_WORDS, TREE_WORDS, Tables},
+    verdict::{self, Host},
 };
 
 use crate::report;
@@ -67,38 +67,61 @@ static RATE_PREFIX_V6: Global<u8> = Global::new(64);
 #[unsafe(no_mangle)]
 static MEASURES_FRAMES: Global<u8> = Global::new(0);
 
-/// The maps, for one run of the program.
-pub(crate) struct KernelHost {
-    bytes: u64,
-    // The key of every look-up. Without `CAP_PERFMON` the first write to a place on the stack costs a speculation barrier.
-    key: Cell<u32>,
+// Functions of their own: nothing of the packet lives on their stacks, where without `CAP_PERFMON` a pointer that was
+// spilled must not be overwritten in part.
+
+#[inline(never)]
+fn find4<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, addr: u32) -> u32 {
+    table::find4(host, addr)
 }
 
-impl KernelHost {
+#[inline(never)]
+fn find6<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, source: Source) -> u32 {
+    table::find6(host, source)
+}
+
+#[inline(never)]
+fn decide<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, chain: u32, packet: u32) -> u64 {
+    verdict::decide(host, chain, packet)
+}
+
+/// The maps, for one run of the program.
+pub(crate) struct KernelHost<'ctx, const GUARDED: bool> {
+    ctx: &'ctx XdpContext,
+    key: Key,
+}
+
+/// The key of every look-up. Without `CAP_PERFMON` a write to the stack costs a speculation barrier, unless the verifier
+/// takes what was there for arbitrary bytes; so it does from the second write on to the upper half of eight bytes.
+#[repr(C, align(8))]
+struct Key {
+    _lower: u32,
+    index: Cell<u32>,
+}
+
+impl<'ctx, const GUARDED: bool> KernelHost<'ctx, GUARDED> {
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext) -> Self {
-        let bytes = if MEASURES_FRAMES.load() == 0 {
-            0
-        } else {
-            // SAFETY: the context is the one that the kernel passed to the program.
-            unsafe { bpf_xdp_get_buff_len(ctx.ctx) }
-        };
-        Self { bytes, key: Cell::new(0) }
+    pub(crate) fn new(ctx: &'ctx XdpContext) -> Self {
+        Self { ctx, key: Key { _lower: 0, index: Cell::new(0) } }
     }
 
     /// Bytes of the frame, or 0 where the kernel does not tell.
     #[inline(always)]
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        if MEASURES_FRAMES.load() == 0 {
+            return 0;
+        }
+        // SAFETY: the context is the one that the kernel passed to the program.
+        unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
     }
 
     /// An element of a map.
     #[inline(always)]
     pub(crate) fn element<M, A>(&self, map: &'static M, index: u32) -> *mut A {
-        self.key.set(index);
+        self.key.index.set(index);
         // SAFETY: `M` is one of aya's maps with keys of 32 bits, whose address is what the loader replaces by the map.
         let element =
-            unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), self.key.as_ptr().cast()) };
+            unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), self.key.index.as_ptr().cast()) };
         element.cast()
     }
 
@@ -112,7 +135,7 @@ impl KernelHost {
     }
 }
 
-impl Tables for KernelHost {
+impl<const GUARDED: bool> Tables for KernelHost<'_, GUARDED> {
     #[inline(always)]
     fn tree4(&self, index: u32) -> Option<&AtomicU64> {
         self.shared(&TREE4, index)
@@ -154,7 +177,24 @@ impl Tables for KernelHost {
     }
 }
 
-impl Host for KernelHost {
+impl<const GUARDED: bool> Host for KernelHost<'_, GUARDED> {
+    const IS_GUARDED: bool = GUARDED;
+
+    #[inline(always)]
+    fn find4(&self, addr: u32) -> u32 {
+        if GUARDED { find4(self, addr) } else { table::find4(self, addr) }
+    }
+
+    #[inline(always)]
+    fn find6(&self, source: Source) -> u32 {
+        if GUARDED { find6(self, source) } else { table::find6(self, source) }
+    }
+
+    #[inline(always)]
+    fn decide(&self, chain: u32, packet: u32) -> u64 {
+        if GUARDED { decide(self, chain, packet) } else { verdict::decide(self, chain, packet) }
+    }
+
     #[inline(always)]
     fn scope(&self) -> Scope {
         if SCOPE.load() == Scope::Host as u32 { Scope::Host } else { Scope::Listeners }

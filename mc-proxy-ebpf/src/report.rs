@@ -33,19 +33,19 @@ static CONTROL: Array<u64> = Array::with_max_entries(CONTROL_WORDS, aya_ebpf::bi
 
 /// Counts a frame by what became of it.
 #[inline(always)]
-pub(crate) fn count(host: &KernelHost, reason: u32) {
+pub(crate) fn count<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, reason: u32, bytes: u64) {
     let counter: *mut Counter = host.element(&COUNTERS, reason);
     // SAFETY: the element is this CPU's own, XDP programs do not interrupt each other on a CPU, and map values live as
     // long as the program.
     if let Some(counter) = unsafe { counter.as_mut() } {
         counter.packets += 1;
-        counter.bytes += host.bytes();
+        counter.bytes += bytes;
     }
 }
 
 /// Counts a frame for a group whose rules only count.
 #[inline(always)]
-pub(crate) fn would_drop(host: &KernelHost, group: u32) {
+pub(crate) fn would_drop<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, group: u32) {
     // SAFETY: as above.
     if let Some(counter) = unsafe { host.element::<_, GroupCounter>(&GROUPS, group).as_mut() } {
         counter.would_packets += 1;
@@ -55,11 +55,16 @@ pub(crate) fn would_drop(host: &KernelHost, group: u32) {
 
 /// Counts a dropped frame for its rule's group, and sends an event if there is budget for it.
 #[inline(always)]
-pub(crate) fn dropped(host: &KernelHost, ctx: &XdpContext, verdict: Verdict) {
+pub(crate) fn dropped<const GUARDED: bool>(
+    host: &KernelHost<'_, GUARDED>,
+    ctx: &XdpContext,
+    verdict: Verdict,
+    bytes: u64,
+) {
     // SAFETY: as above.
     if let Some(counter) = unsafe { host.element::<_, GroupCounter>(&GROUPS, verdict.group).as_mut() } {
         counter.packets += 1;
-        counter.bytes += host.bytes();
+        counter.bytes += bytes;
     }
     if has_budget(host, verdict.reason == Reason::RateLimited.index()) {
         send(host, ctx, verdict);
@@ -67,7 +72,7 @@ pub(crate) fn dropped(host: &KernelHost, ctx: &XdpContext, verdict: Verdict) {
 }
 
 #[inline(always)]
-fn has_budget(host: &KernelHost, is_rate: bool) -> bool {
+fn has_budget<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, is_rate: bool) -> bool {
     let control = |which: Control| {
         // SAFETY: a word that the daemon writes whole.
         unsafe { host.element::<_, AtomicU64>(&CONTROL, which as u32).as_ref() }.map_or(0, atomic::load)
@@ -95,7 +100,7 @@ fn has_budget(host: &KernelHost, is_rate: bool) -> bool {
 
 /// Sends an event. The packet is parsed anew: the way of all others has no room for what only this one needs.
 #[inline(always)]
-fn send(host: &KernelHost, ctx: &XdpContext, verdict: Verdict) {
+fn send<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, ctx: &XdpContext, verdict: Verdict) {
     let (source, port) = match Packet::parse(XdpCursor::start(ctx)) {
         Ok(packet) => (packet.source(), packet.port()),
         Err(_) => return,

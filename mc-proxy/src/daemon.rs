@@ -33,7 +33,7 @@ use crate::{
     control::{self, Bans, Control, Countries, Owned, moment},
     desired::{Desired, Listener},
     exit::Exit,
-    firewall::{Engine, EngineConfig, EngineError, Firewall, Rule, Subject},
+    firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
     net::{
         listener::{self, Bound},
         resolve::Resolver,
@@ -131,10 +131,13 @@ impl Running {
         let ports = desired.listeners.iter().map(|listener| (listener.addr.socket().port(), is_limited)).collect();
         let parameters = xdp::Parameters { ports, rate: limit, seed: RandomState::new().hash_one(0) };
         let mut plane = xdp::open(&config.xdp, parameters).map_err(|error| plane_failure(&error))?;
+        // What no rule but the rate limit drops is counted for number 0.
+        let mut groups = GroupIds::default();
+        groups.insert(OffenceKind::Rate.group(), 0);
         let engine_config = EngineConfig {
             is_host_scope: config.xdp.scope == config::Scope::Host,
             bans_max: config.firewall.max_bans as usize,
-            ..EngineConfig::default()
+            groups,
         };
         let prefixes = geoip.as_ref().map(|countries| countries.prefixes_for(&desired.rules)).unwrap_or_default();
         let engine = Engine::new(desired.rules.iter().copied(), prefixes, engine_config, &mut *plane, moment())

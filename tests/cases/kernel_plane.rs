@@ -30,6 +30,7 @@ use mc_proxy::{
     xdp::{self, Dataplane, Obstacle, Parameters, PlaneError, PlaneStatus},
 };
 use mc_proxy_common::{
+    maps::COUNTERS_MAX,
     rate::RateLimit,
     reason::Reason,
     table::{Clause, ClauseAction, ClauseScope, Word, with_half},
@@ -249,7 +250,7 @@ fn what_another_version_has_left_is_not_used_and_goes() {
         assert_eq!(names(""), ["links", "maps"]);
         assert_eq!(names("maps"), ["CONTROL", "COUNTERS", "EVENTS", "GROUPS", "PORTS", "RATES"]);
         let counters = user::object(&maps.join("COUNTERS")).unwrap();
-        assert_eq!(MapInfo::of(counters.as_fd()).unwrap().max_entries, 32);
+        assert_eq!(MapInfo::of(counters.as_fd()).unwrap().max_entries, COUNTERS_MAX);
     });
 }
 
@@ -281,7 +282,7 @@ fn only_words_that_the_kernel_shares_are_mapped() {
         let ports = Mapping::new(open("PORTS").as_fd()).unwrap();
         assert_eq!(ports.len(), 65_536 / 32);
         assert_eq!(ports[usize::from(PORT) / 32].load(Ordering::Relaxed), 1 << (PORT % 32 * 2));
-        for (name, length) in [("COUNTERS", 32), ("EVENTS", 256 * 1024), ("RATES", 65_536)] {
+        for (name, length) in [("COUNTERS", COUNTERS_MAX), ("EVENTS", 256 * 1024), ("RATES", 65_536)] {
             let map = open(name);
             assert_eq!(MapInfo::of(map.as_fd()).unwrap().max_entries, length);
             assert_eq!(Mapping::new(map.as_fd()).unwrap_err().kind(), std::io::ErrorKind::InvalidInput, "{name}");

@@ -167,6 +167,9 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
         "-Clinker=bpf-linker".to_owned(),
         // Without CAP_PERFMON the verifier also follows branches that are taken only in speculation, and a loop has no end there.
         "-Clink-arg=--unroll-loops".to_owned(),
+        // Without CAP_PERFMON a spilled pointer must not be overwritten in part, as by a smaller value that is spilled to
+        // the same place.
+        "-Clink-arg=--llvm-args=-no-stack-slot-sharing".to_owned(),
         // Without CAP_PERFMON a spilled pointer must not be overwritten in part: nothing shares a place on the stack.
         // Version 3 of the instruction set (Linux 5.12): 32-bit arithmetic and jumps.
         "-Ctarget-cpu=v3".to_owned(),

@@ -196,8 +196,9 @@ fn probe6_line(line: &Line, wanted: Slot6) -> Option<u32> {
     let last = load(m3);
     for (key, meta) in [(k0, m0), (k1, m1), (k2, m2), (k3, m3)] {
         let word = load(meta);
-        // Read again: between the two the slot may have been given to another prefix.
-        if wanted.is_in(load(key), word) && load(meta) == word {
+        // Not compared with a second reading: the chain may change meanwhile, but the prefix does not. A slot is given to
+        // another one only when no reader can be at it.
+        if wanted.is_in(load(key), word) {
             return Some(chain(word));
         }
     }
@@ -222,7 +223,7 @@ fn probe_long6_line(line: &Line, wanted: SlotLong6) -> Option<u32> {
     let last = load(m1);
     for (high, low, meta) in [(h0, l0, m0), (h1, l1, m1)] {
         let word = load(meta);
-        if wanted.is_in(load(high), load(low), word) && load(meta) == word {
+        if wanted.is_in(load(high), load(low), word) {
             return Some(chain(word));
         }
     }

@@ -13,7 +13,8 @@
 //!
 //! The daemon keeps these invariants (`firewall::compile`):
 //! * a node is filled before a word refers to it, and not reused while a reader may still be in it;
-//! * a slot is written before the leaf's level that leads to it, and cleared after it;
+//! * a slot is written before the leaf's level that leads to it; it is emptied, and given to another prefix, only when
+//!   no reader can be at it;
 //! * a line's last slot is filled last and never becomes empty again, so what it overflows into is found.
 
 mod clause;
@@ -101,10 +102,7 @@ pub fn find<T: Tables>(tables: &T, source: Source) -> u32 {
 }
 
 /// The chain for an IPv4 address; 0 when no rule covers it.
-///
-/// A function of its own in the kernel too, as is [`find6`]: nothing of the packet lives on its stack, where without
-/// `CAP_PERFMON` a pointer that was spilled must not be overwritten in part.
-#[cfg_attr(target_arch = "bpf", inline(never))]
+#[inline(always)]
 pub fn find4<T: Tables>(tables: &T, addr: u32) -> u32 {
     let mut word = read(tables.tree4(addr >> 17), addr >> 16);
     if let Some(node) = word.node() {
@@ -120,8 +118,9 @@ pub fn find4<T: Tables>(tables: &T, addr: u32) -> u32 {
     word.chain()
 }
 
-#[cfg_attr(target_arch = "bpf", inline(never))]
-fn find6<T: Tables>(tables: &T, source: Source) -> u32 {
+/// The chain for an IPv6 address that is not IPv4-mapped; 0 when no rule covers it.
+#[inline(always)]
+pub fn find6<T: Tables>(tables: &T, source: Source) -> u32 {
     let Source { high, low } = source;
     let mut word = read(tables.tree6((high >> 49) as u32), (high >> 48) as u32);
     if let Some(node) = word.node() {

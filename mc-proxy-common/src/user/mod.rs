@@ -7,7 +7,6 @@
 mod driver;
 mod mapping;
 mod sys;
-mod table;
 
 use std::{
     io,
@@ -18,27 +17,14 @@ use std::{
 pub use aya::Pod;
 pub use driver::driver;
 pub use mapping::Mapping;
-pub use table::{Table, TableError};
 
-use crate::maps::{Address4, Address6, Counter, GroupCounter, MapShape, Prefix4, Prefix6, RuleValue, Settings};
+use crate::maps::{Counter, GroupCounter};
 
 // SAFETY: each is `repr(C)`, consists of integers and arrays of bytes, has no padding (the sizes are asserted beside the
 // definitions) and takes every bit pattern.
-unsafe impl Pod for Address4 {}
-// SAFETY: as above.
-unsafe impl Pod for Address6 {}
-// SAFETY: as above.
-unsafe impl Pod for Prefix4 {}
-// SAFETY: as above.
-unsafe impl Pod for Prefix6 {}
-// SAFETY: as above.
-unsafe impl Pod for RuleValue {}
-// SAFETY: as above.
 unsafe impl Pod for Counter {}
 // SAFETY: as above.
 unsafe impl Pod for GroupCounter {}
-// SAFETY: as above; an unknown scope is a number, not an enumerator.
-unsafe impl Pod for Settings {}
 
 /// What the kernel says of a map (`struct bpf_map_info`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +58,6 @@ impl MapInfo {
             flags: info.flags,
             id: info.id,
         })
-    }
-
-    /// Whether a map of this kind can stand in for `shape`.
-    pub fn has_shape(&self, shape: &MapShape) -> bool {
-        self.kind == shape.kind as u32
-            && (self.key_size, self.value_size, self.max_entries)
-                == (shape.key_size, shape.value_size, shape.max_entries)
     }
 }
 

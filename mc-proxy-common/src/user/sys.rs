@@ -11,10 +11,6 @@ use std::{
     path::Path,
 };
 
-const MAP_LOOKUP_ELEM: libc::c_long = 1;
-const MAP_UPDATE_ELEM: libc::c_long = 2;
-const MAP_DELETE_ELEM: libc::c_long = 3;
-const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -22,9 +18,6 @@ const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
 const LINK_DETACH: libc::c_long = 34;
-const MAP_LOOKUP_BATCH: libc::c_long = 24;
-const MAP_UPDATE_BATCH: libc::c_long = 26;
-const MAP_DELETE_BATCH: libc::c_long = 27;
 
 /// `MEMBARRIER_CMD_GLOBAL`.
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
@@ -82,27 +75,6 @@ unsafe impl Info for LinkInfo {}
 unsafe impl Info for ProgramInfo {}
 
 #[repr(C)]
-struct ElementAttr {
-    map: u32,
-    _padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: u32,
-    element_flags: u64,
-    flags: u64,
-}
-
-#[repr(C)]
 struct ObjectAttr {
     path: u64,
     fd: u32,
@@ -147,22 +119,6 @@ struct TestRunAttr {
     context_bytes_out: u32,
     context_in: u64,
     context_out: u64,
-}
-
-/// Which entries an update is for.
-#[derive(Clone, Copy)]
-#[repr(u64)]
-pub(super) enum Update {
-    /// `BPF_ANY`.
-    Any = 0,
-    /// `BPF_NOEXIST`.
-    New = 1,
-}
-
-/// What a batch did before it ended: an error with `done` elements through is a partial batch.
-pub(super) struct Batch {
-    pub(super) done: usize,
-    pub(super) result: io::Result<()>,
 }
 
 pub(super) fn info<T: Info>(object: BorrowedFd<'_>) -> io::Result<T> {
@@ -238,95 +194,6 @@ pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = raw(link);
     // SAFETY: the attribute is the descriptor and nothing else.
     unsafe { bpf(LINK_DETACH, &mut attr) }.map(drop)
-}
-
-/// # Safety
-/// `key` and `value` must be readable for the map's key and value size.
-pub(super) unsafe fn update(map: BorrowedFd<'_>, key: *const u8, value: *const u8, update: Update) -> io::Result<()> {
-    let mut attr = ElementAttr { flags: update as u64, ..element(map, key, value) };
-    // SAFETY: the caller's promise.
-    unsafe { bpf(MAP_UPDATE_ELEM, &mut attr) }.map(drop)
-}
-
-/// # Safety
-/// `key` must be readable for the map's key size and `value` writable for its value size.
-pub(super) unsafe fn lookup(map: BorrowedFd<'_>, key: *const u8, value: *mut u8) -> io::Result<()> {
-    let mut attr = element(map, key, value);
-    // SAFETY: the caller's promise.
-    unsafe { bpf(MAP_LOOKUP_ELEM, &mut attr) }.map(drop)
-}
-
-/// # Safety
-/// `key` must be readable for the map's key size.
-pub(super) unsafe fn delete(map: BorrowedFd<'_>, key: *const u8) -> io::Result<()> {
-    let mut attr = element(map, key, std::ptr::null());
-    // SAFETY: the caller's promise.
-    unsafe { bpf(MAP_DELETE_ELEM, &mut attr) }.map(drop)
-}
-
-/// # Safety
-/// `key` must be null or readable, and `next` writable, for the map's key size.
-pub(super) unsafe fn next_key(map: BorrowedFd<'_>, key: *const u8, next: *mut u8) -> io::Result<()> {
-    let mut attr = element(map, key, next);
-    // SAFETY: the caller's promise.
-    unsafe { bpf(MAP_GET_NEXT_KEY, &mut attr) }.map(drop)
-}
-
-/// # Safety
-/// `keys` and `values` must be readable for `count` keys and values of the map.
-pub(super) unsafe fn update_batch(map: BorrowedFd<'_>, keys: *const u8, values: *const u8, count: usize) -> Batch {
-    let attr = batch(map, keys as u64, values as u64, count);
-    // SAFETY: the caller's promise.
-    unsafe { run_batch(MAP_UPDATE_BATCH, attr) }
-}
-
-/// # Safety
-/// `keys` must be readable for `count` keys of the map.
-pub(super) unsafe fn delete_batch(map: BorrowedFd<'_>, keys: *const u8, count: usize) -> Batch {
-    let attr = batch(map, keys as u64, 0, count);
-    // SAFETY: the caller's promise.
-    unsafe { run_batch(MAP_DELETE_BATCH, attr) }
-}
-
-/// # Safety
-/// `keys` and `values` must be writable for `count` keys and values of the map; `position` must be null or what an
-/// earlier call wrote to `next`, and `next` writable, both for at least four bytes and the map's key size.
-pub(super) unsafe fn lookup_batch(
-    map: BorrowedFd<'_>,
-    position: *const u8,
-    next: *mut u8,
-    (keys, values): (*mut u8, *mut u8),
-    count: usize,
-) -> Batch {
-    let mut attr = batch(map, keys as u64, values as u64, count);
-    (attr.in_batch, attr.out_batch) = (position as u64, next as u64);
-    // SAFETY: the caller's promise.
-    unsafe { run_batch(MAP_LOOKUP_BATCH, attr) }
-}
-
-fn element(map: BorrowedFd<'_>, key: *const u8, value: *const u8) -> ElementAttr {
-    ElementAttr { map: raw(map), _padding: 0, key: key as u64, value: value as u64, flags: 0 }
-}
-
-fn batch(map: BorrowedFd<'_>, keys: u64, values: u64, count: usize) -> BatchAttr {
-    let count = u32::try_from(count).expect("batches are cut to a few thousand elements");
-    BatchAttr { in_batch: 0, out_batch: 0, keys, values, count, map: raw(map), element_flags: 0, flags: 0 }
-}
-
-/// # Safety
-/// As for the command.
-unsafe fn run_batch(command: libc::c_long, mut attr: BatchAttr) -> Batch {
-    let asked = attr.count;
-    // SAFETY: the caller's promise.
-    let result = unsafe { bpf(command, &mut attr) }.map(drop);
-    // The kernel writes the count back whether it fails or not, except where it refuses before it begins (bad
-    // arguments, a map without batches, no memory for its buffer): then it is untouched, and nothing was done. A look-up
-    // that reaches the end of the map fails too, and may just have filled the buffer.
-    let done = match &result {
-        Err(error) if attr.count == asked && error.kind() != io::ErrorKind::NotFound => 0,
-        Ok(()) | Err(_) => attr.count.min(asked) as usize,
-    };
-    Batch { done, result }
 }
 
 /// # Safety

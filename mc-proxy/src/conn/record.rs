@@ -100,7 +100,7 @@ impl Record {
             return;
         }
         let listener = self.permit.listener();
-        let group = self.group.and_then(|group| self.edge.firewall.groups.name(group));
+        let group = self.edge.firewall.groups.name(self.group.unwrap_or_default());
         // The last watcher may just have gone.
         drop(self.edge.drops.send(DropEvent {
             at: SystemTime::now(),

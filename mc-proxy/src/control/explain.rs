@@ -38,19 +38,19 @@ impl Thread {
         for covering in covering {
             let Some(rule) = stored.remove(&covering.rule.key) else { continue };
             let (holds, mut why) = holds(&covering.rule, port, now);
-            if holds && decisive.is_none() && covering.rule.key.action != Action::Count {
-                why = format!("decides: {}", covering.net);
-                decisive = Some(rule.clone());
+            if holds && decisive.is_some() {
+                why = "would hold, but a rule above decides".to_owned();
             } else if holds && covering.rule.key.action == Action::Count {
                 why = "counts what it would have dropped, and leaves the decision to the next".to_owned();
             } else if holds {
-                why = "would hold, but a rule above decides".to_owned();
+                why = format!("decides: {}", covering.net);
+                decisive = Some(rule.clone());
             }
             considered.push(Considered { rule, holds, why });
         }
 
-        let kernel = self.ask_kernel(source, port, words);
         let is_drop = verdict.is_drop();
+        let kernel = self.ask_kernel(source, port, is_drop, words);
         let user = if is_drop { format!("refuses the connection: {words}") } else { format!("lets it in: {words}") };
         let route = match &request.server_name {
             Some(name) => Some(self.route_of(index, name)?),
@@ -70,9 +70,15 @@ impl Thread {
 
     /// Runs the attached program on a segment of an established connection: one that opens a connection would be counted
     /// against the source's limit.
-    fn ask_kernel(&self, source: IpAddr, port: u16, reason: &str) -> KernelAnswer {
+    ///
+    /// It tells what it does and not why. By the same tables it has the same reason; `reason` is the one for `is_drop`.
+    fn ask_kernel(&self, source: IpAddr, port: u16, is_drop: bool, reason: &str) -> KernelAnswer {
         match self.owned.plane.test_run(&frame(source, port)) {
-            Ok(run) => KernelAnswer::Ran { drop: run.action == XDP_DROP, reason: reason.to_owned() },
+            Ok(run) => {
+                let drop = run.action == XDP_DROP;
+                let reason = if drop == is_drop { reason } else { "differs from user space" };
+                KernelAnswer::Ran { drop, reason: reason.to_owned() }
+            }
             Err(error) => KernelAnswer::NotAttached(error.chain()),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fmt,
     net::IpAddr,
     time::SystemTime,
 };
@@ -20,13 +21,15 @@ use super::{
 };
 use crate::{
     clock,
-    firewall::{Engine, EngineError, Group, Moment, Rule, RuleChange, RuleKey, RuleScope, Subject, Tier},
+    firewall::{Engine, EngineError, Expiry, Group, Moment, Rule, RuleChange, RuleKey, RuleScope, Subject, Tier},
     store::{self, PageFilter, Pending, StoreError, StoredRule},
     telemetry::describe,
 };
 
 impl Thread {
     pub(super) fn firewall(&mut self, command: FirewallCommand) {
+        // Whatever is asked, bans are rules like others.
+        self.store_bans();
         match command {
             FirewallCommand::PutRules(rules, options, reply) => answer(reply, self.put_rules(rules, &options)),
             FirewallCommand::RemoveRules(rules, options, reply) => answer(reply, self.remove_rules(&rules, &options)),
@@ -48,14 +51,14 @@ impl Thread {
     ) -> Result<ChangeSummary, ControlError> {
         for NewRule { rule, .. } in &rules {
             self.check(&rule.key)?;
-            if rule.expires_at.is_some_and(|expiry| expiry.is_past(SystemTime::now())) {
-                return Err(ControlError::Refused(format!("rule: {} would have expired already", rule.key.subject)));
-            }
+            check_expiry(rule.expires_at, &rule.key.subject)?;
         }
-        let keys: Vec<RuleKey> = rules.iter().map(|new| new.rule.key).collect();
+        // Of rules with the same key the last counts.
+        let rules: BTreeMap<RuleKey, NewRule> = rules.into_iter().map(|new| (new.rule.key, new)).collect();
+        let keys: Vec<RuleKey> = rules.keys().copied().collect();
         let there = self.owned.store.stored(&keys).map_err(failed)?;
         let mut plan = Plan::default();
-        for (new, there) in rules.into_iter().zip(there) {
+        for (new, there) in rules.into_values().zip(there) {
             match there {
                 Some(there) if there.rule == new.rule && there.comment == new.comment => plan.summary.unchanged += 1,
                 Some(there) => {
@@ -93,6 +96,7 @@ impl Thread {
         let key = |net: IpNet| RuleKey { group, action, subject: Subject::Net(net), scope };
         if let Some(net) = entries.first() {
             self.check(&key(*net))?;
+            check_expiry(expires_at, &group)?;
         }
         let comments: HashMap<RuleKey, String> = comments
             .into_iter()
@@ -143,7 +147,9 @@ impl Thread {
             };
             (pending, changes.iter().rev().map(undo).collect())
         });
+        let waiting = pending.as_ref().map(|(pending, _)| *pending);
         self.write_through(&changes, &comments, pending)?;
+        self.pending = waiting.or(self.pending);
         Ok(summary)
     }
 
@@ -162,9 +168,10 @@ impl Thread {
         let Self { owned, .. } = self;
         let (engine, plane, geoip) = (&mut owned.engine, &mut *owned.plane, owned.geoip.as_ref());
         let mut is_in_force = false;
+        let mut evicted = Vec::new();
         let outcome = owned.store.apply_then(rows, pending, || {
             let now = moment();
-            engine.apply(changes, now, plane)?;
+            evicted = engine.apply(changes, now, plane)?.evicted;
             is_in_force = true;
             if needs_countries && let Some(geoip) = geoip {
                 let prefixes = geoip.prefixes(engine.book());
@@ -174,19 +181,35 @@ impl Thread {
         });
         let result = match outcome {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(ControlError::Failed(describe(&error))),
+            Ok(Err(error)) => Err(not_in_force(&error)),
             Err(error) => Err(refused_or_failed(error)),
         };
-        if result.is_err() && is_in_force {
+        if result.is_ok() {
+            self.unstored.extend(evicted.into_iter().map(store::Change::Remove));
+            self.forget_bans(changes);
+        } else if is_in_force {
             self.rebuild("a change that could not be made final");
         }
         self.publish_tables();
         result
     }
 
+    /// An offender whose ban an operator has lifted begins anew.
+    fn forget_bans(&mut self, changes: &[RuleChange]) {
+        for change in changes {
+            if let RuleChange::Remove(key) = change
+                && key.tier() == Tier::Ban
+                && let Subject::Net(net) = key.subject
+            {
+                self.owned.bans.forget(net);
+            }
+        }
+    }
+
     /// Makes the tables say what the database says, from nothing.
     pub(super) fn rebuild(&mut self, why: &str) {
         tracing::warn!(why, "the tables are made anew from the database");
+        self.store_bans();
         let mut rules = Vec::new();
         if let Err(error) = self.owned.store.for_each_rule(&mut |rule| rules.push(rule)) {
             tracing::error!(error = describe(&error), "the rules cannot be read; the tables stay as they are");
@@ -446,6 +469,13 @@ impl Plan {
     }
 }
 
+fn check_expiry(expires_at: Option<Expiry>, whose: &dyn fmt::Display) -> Result<(), ControlError> {
+    if expires_at.is_some_and(|expiry| expiry.is_past(SystemTime::now())) {
+        return Err(ControlError::Refused(format!("rule: {whose} would have expired already")));
+    }
+    Ok(())
+}
+
 pub(super) fn change_key(change: &RuleChange) -> RuleKey {
     match change {
         RuleChange::Put(rule) => rule.key,
@@ -467,5 +497,36 @@ fn refused_or_failed(error: StoreError) -> ControlError {
     match error {
         StoreError::Unconfirmed { .. } => ControlError::Refused(describe(&error)),
         error => failed(error),
+    }
+}
+
+/// More than there may be is the caller's to change; the rest is not his fault.
+fn not_in_force(error: &EngineError) -> ControlError {
+    match error {
+        EngineError::Book(_) | EngineError::TooManyRules { .. } | EngineError::TooLarge => {
+            ControlError::Refused(format!("rule: {}", describe(error)))
+        }
+        EngineError::Prepare(_) | EngineError::Commit(_) | EngineError::Settle(_) => {
+            ControlError::Failed(describe(error))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xdp::PlaneError;
+
+    #[test]
+    fn what_the_caller_can_change_is_refused_and_the_rest_has_failed() {
+        let net = "192.0.2.1/32".parse().unwrap();
+        let refused = not_in_force(&EngineError::TooManyRules { net, rules: Vec::new() });
+        assert!(
+            matches!(&refused, ControlError::Refused(text) if text.starts_with("rule: more than 8 rules")),
+            "{refused}"
+        );
+        assert!(matches!(not_in_force(&EngineError::TooLarge), ControlError::Refused(_)));
+        let failed = not_in_force(&EngineError::Commit(PlaneError::new("no memory")));
+        assert!(matches!(&failed, ControlError::Failed(text) if text.ends_with("no memory")), "{failed}");
     }
 }

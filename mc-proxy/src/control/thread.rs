@@ -58,6 +58,8 @@ pub(super) struct Thread {
     started: Instant,
     /// The last trouble that was told; empty when there is none.
     pub(super) trouble: String,
+    /// Whether the current tick has met one.
+    pub(super) is_troubled: bool,
     /// The change that waits to be confirmed.
     pub(super) pending: Option<store::Pending>,
     /// Bans that are in force and not in the database yet.
@@ -75,17 +77,17 @@ enum Event {
 /// Starts the thread. It ends after [`Control::stop`], or when every [`Control`] is gone.
 ///
 /// # Errors
-/// When the system has no thread to give.
+/// When the system has no thread to give, or the database cannot be read.
 pub fn start(owned: Owned, drops: super::Drops) -> std::io::Result<(Control, JoinHandle<()>)> {
     let (commands, queue) = mpsc::channel(QUEUE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    // One that cannot be read now is told with the first tick that needs it.
-    let pending = owned.store.pending().ok().flatten();
+    let pending = owned.store.pending().map_err(std::io::Error::other)?;
     let thread = Thread {
         owned,
         started_at: SystemTime::now(),
         started: Instant::now(),
         trouble: String::new(),
+        is_troubled: false,
         pending,
         unstored: Vec::new(),
         needs_rebuild: false,
@@ -278,6 +280,7 @@ impl Thread {
 
     /// A trouble that lasts, such as an interface that is not there, is one line and not one every time.
     pub(super) fn tell_trouble(&mut self, trouble: String) {
+        self.is_troubled = true;
         if trouble != self.trouble {
             tracing::warn!(trouble, "something could not be put right; trying again");
             self.trouble = trouble;

@@ -25,6 +25,9 @@ use crate::{
     xdp::Repairs,
 };
 
+/// Changes of bans that wait for a database that takes none.
+const UNSTORED_MAX: usize = 131_072;
+
 /// The GeoIP database in memory, and its file.
 #[derive(Debug)]
 pub struct Countries {
@@ -101,6 +104,7 @@ impl Owned {
 impl Thread {
     /// About every second.
     pub(super) fn tick(&mut self) {
+        self.is_troubled = false;
         self.keep_attached();
         if self.needs_rebuild {
             self.rebuild("an earlier failure");
@@ -120,11 +124,14 @@ impl Thread {
             }
         }
         self.publish_tables();
+        if !self.is_troubled {
+            self.trouble.clear();
+        }
     }
 
     fn keep_attached(&mut self) {
         match self.owned.plane.keep_attached() {
-            Ok(repairs) if repairs == Repairs::default() => self.trouble.clear(),
+            Ok(repairs) if repairs == Repairs::default() => {}
             Ok(repairs) => tracing::warn!(
                 attached = repairs.attached,
                 repinned = repairs.repinned,
@@ -139,7 +146,8 @@ impl Thread {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => {
                 tracing::debug!(rules = keys.len(), "expired");
-                if let Err(error) = self.owned.store.delete_expired(SystemTime::now()) {
+                // Not by the clock: bans that made room for others are among them.
+                if let Err(error) = self.owned.store.apply(keys.into_iter().map(store::Change::Remove)) {
                     // They hold no longer, and are not loaded again either.
                     self.tell_trouble(format!("expired rules stay in the database: {}", describe(&error)));
                 }
@@ -184,8 +192,13 @@ impl Thread {
         if self.unstored.is_empty() {
             return;
         }
-        if let Err(error) = self.owned.store.apply(std::mem::take(&mut self.unstored)) {
+        if let Err(error) = self.owned.store.apply(self.unstored.iter().cloned()) {
             self.tell_trouble(format!("bans are in force, but not in the database: {}", describe(&error)));
+            // A database that stays away must not fill the memory: the last ones are the ones that last longest.
+            let excess = self.unstored.len().saturating_sub(UNSTORED_MAX);
+            self.unstored.drain(..excess);
+        } else {
+            self.unstored.clear();
         }
     }
 
@@ -207,6 +220,7 @@ impl Thread {
         let prefixes = countries.prefixes(engine.book());
         if let Err(error) = engine.set_countries(prefixes, moment(), &mut **plane) {
             self.tell_trouble(format!("the countries' old prefixes stay in force: {}", describe(&error)));
+            self.needs_rebuild = true;
         }
     }
 }

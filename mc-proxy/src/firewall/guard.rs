@@ -98,7 +98,11 @@ impl Firewall {
         };
         let judgement = Judgement::from(verdict);
         match judgement {
-            Judgement::Pass if !self.limiter.admit(client.ip(), now) => return Judgement::RateLimited,
+            Judgement::Pass if !self.limiter.admit(client.ip(), now) => {
+                // As in the kernel: a drop of no rule's is number 0's.
+                self.groups.count_dropped(0);
+                return Judgement::RateLimited;
+            }
             Judgement::BlockedAddress(group)
             | Judgement::BlockedPrefix(group)
             | Judgement::Banned(group)
@@ -135,8 +139,7 @@ impl From<Verdict> for Judgement {
                 | Reason::Malformed
                 | Reason::NeighborDiscovery
                 | Reason::LaterFragment
-                | Reason::Expired
-                | Reason::Unconfigured,
+                | Reason::Expired,
             ) => Self::Pass,
             // A clause that says that it drops, for a reason of which nothing is known here, drops all the same.
             None => Self::BlockedPrefix(group),

@@ -143,6 +143,14 @@ impl Offenders {
 
     /// Forgets the sources within `net`, whose ban could not be put in force, or has been lifted by an operator.
     pub fn forget(&mut self, net: IpNet) {
+        // Most are what a ban is about: one source, whose places are known.
+        if let Some(source) = Source::of(net.addr()).filter(|source| source.net() == net) {
+            let index = self.index(source);
+            for place in self.sets[index].iter_mut().filter(|place| place.source == source) {
+                place.standing = Standing::Unknown;
+            }
+            return;
+        }
         for place in self.sets.as_flattened_mut() {
             if !matches!(place.standing, Standing::Unknown) && net.contains(&place.source.net()) {
                 place.standing = Standing::Unknown;
@@ -155,9 +163,13 @@ impl Offenders {
         self.displaced
     }
 
+    fn index(&self, source: Source) -> usize {
+        home(source.hash(), self.seed) as usize % self.sets.len()
+    }
+
     /// The place of a source, or the one that is given up for it.
     fn place(&mut self, source: Source, now: u64) -> &mut Place {
-        let index = home(source.hash(), self.seed) as usize % self.sets.len();
+        let index = self.index(source);
         let policy = self.policy;
         let set = &mut self.sets[index];
         let is_known = |place: &Place| place.source == source && !matches!(place.standing, Standing::Unknown);

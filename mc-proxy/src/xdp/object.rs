@@ -38,6 +38,8 @@ const SECTION: &[u8] = b"xdp.frags";
 
 /// Symbol of the program in the object.
 const SYMBOL: &str = "mc_proxy";
+/// The same program in the form for a process without `CAP_PERFMON`.
+const GUARDED_SYMBOL: &str = "mc_proxy_guarded";
 
 #[repr(C, align(32))]
 struct Aligned<const N: usize>([u8; N]);
@@ -207,7 +209,8 @@ fn verdict(log: &str) -> String {
 }
 
 fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, PlaneError> {
-    ebpf.program_mut(SYMBOL)
+    let symbol = if probe::is_guarded() { GUARDED_SYMBOL } else { SYMBOL };
+    ebpf.program_mut(symbol)
         .ok_or_else(|| PlaneError::new("the embedded object has no XDP program"))?
         .try_into()
         .map_err(|error| PlaneError::caused("the embedded object's program is not XDP", error))

@@ -39,6 +39,12 @@ fn check_capabilities() -> Result<(), PlaneError> {
     )))
 }
 
+/// Whether the verifier guards programs of this process against speculation.
+pub(super) fn is_guarded() -> bool {
+    let trusted = CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN;
+    rustix::thread::capabilities(None).map_or(true, |sets| !sets.effective.intersects(trusted))
+}
+
 /// The first kernel whose verifier takes the program as it comes from kernel.org; distributions take things back.
 const KERNEL_MIN: (u32, u32) = (5, 15);
 

@@ -77,13 +77,6 @@ impl Desk {
                 let _ = reply.send(known(&name).and_then(|()| if max == 99 { refused() } else { Ok(()) }));
             }
             Command::Firewall(command) => self.rules.one(command),
-            // Not part of the API: rules come as firewall commands.
-            Command::Rules(reply) => {
-                let _ = reply.send(Err(ControlError::Stopping));
-            }
-            Command::AddRule(_, reply) | Command::RemoveRule(_, reply) => {
-                let _ = reply.send(Err(ControlError::Stopping));
-            }
             Command::ReloadGeoIp(reply) => {
                 let _ = reply.send(Err(ControlError::Stopping));
             }

@@ -49,7 +49,8 @@ impl Bench {
             refuse,
         };
         let resolver = Resolver::default();
-        let edge = Arc::new(Edge { firewall, resolver, counters: Counters::default(), offences: reporter, proxy });
+        let (counters, drops) = (Counters::default(), crate::control::drops());
+        let edge = Arc::new(Edge { firewall, resolver, counters, offences: reporter, drops, proxy });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
     }

@@ -159,7 +159,6 @@ fn tier(reason: Reason) -> Tier {
         | Reason::NeighborDiscovery
         | Reason::LaterFragment
         | Reason::Expired
-        | Reason::Unconfigured
         | Reason::RateLimited => Tier::Block,
     }
 }

@@ -83,7 +83,7 @@ struct Writer {
     nodes: Nodes,
     lines: Lines,
     recent: Recent,
-    /// A granule of each lowest node that was written to, IPv6 or not.
+    /// A granule of each node that was written to, IPv6 or not.
     written: Vec<(bool, u32)>,
 }
 

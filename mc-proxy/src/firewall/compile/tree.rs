@@ -97,9 +97,7 @@ impl Writer {
             None => self.expand(place, old, now)?,
         };
         let bits = bits - FAN_OUT_BITS;
-        if bits == 0 {
-            self.written.push((is_v6, start as u32));
-        }
+        self.written.push((is_v6, start as u32));
         let mut at = start;
         while at < end {
             let index = ((at - base) >> bits) as u32;

@@ -104,6 +104,7 @@ fn only_who_is_neither_allowed_nor_blocked_spends() {
         let judged = [(); 3].map(|()| firewall.judge(client(n), 443, NOW + SECOND));
         assert_eq!(judged, [Judgement::Pass, Judgement::Pass, Judgement::RateLimited]);
     }
+    assert_eq!((firewall.groups.count(0).dropped, firewall.groups.count(1).dropped), (3, 5));
 }
 
 #[test]

@@ -54,8 +54,8 @@ proptest! {
         prop_assert_eq!(read, expected.values().map(|(rule, _)| *rule).collect::<Vec<_>>());
         let keys = expected.keys().copied().collect::<Vec<_>>();
         let comments = expected.values().map(|(_, comment)| comment.clone()).collect::<Vec<_>>();
-        let stored = store.stored(&keys).unwrap();
-        prop_assert_eq!(stored.into_iter().map(|rule| rule.and_then(|rule| rule.comment)).collect::<Vec<_>>(), comments);
+        let found = store.stored(&keys).unwrap();
+        prop_assert_eq!(found.into_iter().map(|rule| rule.and_then(|rule| rule.comment)).collect::<Vec<_>>(), comments);
 
         for filter in [
             PageFilter::default(),

@@ -24,18 +24,19 @@ use mc_proxy_tests::{
 
 use crate::{
     report::{Figures, Report, watch},
+    rules,
     visits::{Visits, visit},
 };
 
 const WINDOW: Duration = Duration::from_secs(3);
 
 /// Everything that stands around the daemon. Dropped in this order.
-struct Site {
-    edge: Installation,
+pub(crate) struct Site {
+    pub(crate) edge: Installation,
     backends: Vec<Backend>,
     authority: Authority,
     bpffs: Bpffs,
-    net: Topology,
+    pub(crate) net: Topology,
 }
 
 /// The attack: connections, each with a hello for a host that exists, and bare SYNs on top.
@@ -60,6 +61,11 @@ pub(crate) fn show(report: &mut Report) -> Result<()> {
     let daemon =
         report.must("the next daemon adopts what is in force", |figures| adopt(&site, drops, &attack, figures))?;
     report.must("the rule is removed, and the traffic returns", |figures| unblock(&site, attack, figures))?;
+    report.must("a country is blocked in the kernel", |figures| rules::country(&site, figures))?;
+    report.must("a rule with an end: the kernel ends it, not the daemon", |figures| {
+        rules::ban(&site, &daemon, figures)
+    })?;
+    report.must("a list is imported, and its group counts", |figures| rules::list(&site, figures))?;
     report.must("SIGTERM, with on_exit = \"detach\": the program is taken off", |figures| stop(&site, daemon, figures))
 }
 
@@ -76,15 +82,18 @@ fn build(figures: &mut Figures) -> Result<Site> {
         ("mail.example.com", mail.addr()),
         ("*.tenants.example.com", tenants.addr()),
     ];
-    let edge = Installation::new(&format!(
-        "{}{}on_exit = \"detach\"\n",
+    let edge = Installation::without_config()?.within(inside);
+    edge.configure(&format!(
+        "{}{}on_exit = \"detach\"\n{}",
         listener(":443", &routes, None),
-        xdp(&bpffs, "listeners")
-    ))?
-    .within(inside);
+        xdp(&bpffs, "listeners"),
+        rules::geoip(&edge)?
+    ))?;
     watch(edge.directory());
     watch(bpffs.root());
-    figures.add("4 network namespaces, 3 TLS backends with certificates made a moment ago");
+    figures.add(
+        "4 network namespaces, 3 TLS backends with certificates made a moment ago, a GeoIP database of 3 networks",
+    );
     Ok(Site { edge, backends: vec![shop, mail, tenants], authority, bpffs, net })
 }
 
@@ -254,7 +263,7 @@ fn stop(site: &Site, daemon: Daemon, figures: &mut Figures) -> Result<()> {
 }
 
 impl Site {
-    fn proxy(&self) -> SocketAddr {
+    pub(crate) fn proxy(&self) -> SocketAddr {
         SocketAddr::new(self.net.edge.v4, 443)
     }
 
@@ -263,7 +272,7 @@ impl Site {
     }
 }
 
-fn kernel(admin: &Admin) -> Result<KernelPlaneStatus> {
+pub(crate) fn kernel(admin: &Admin) -> Result<KernelPlaneStatus> {
     admin.status()?.kernel.context("the daemon says nothing of its kernel plane")
 }
 

@@ -5,6 +5,7 @@
 
 mod kernel;
 mod report;
+mod rules;
 mod user;
 mod visits;
 

@@ -1,11 +1,12 @@
 //! What can be shown without rights: the user plane, on loopback.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mc_proxy_tests::{
     backend::Backend,
     client::{End, ask_from},
@@ -13,10 +14,12 @@ use mc_proxy_tests::{
     daemon::{Daemon, Installation},
     hello::Hello,
     tls::Authority,
+    wait::{SOON, until},
 };
 
 use crate::{
     report::{Figures, Report, watch},
+    rules::{shown, told},
     visits::visit,
 };
 
@@ -31,7 +34,8 @@ struct Site {
 pub(crate) fn show(report: &mut Report, reason: &str) -> Result<()> {
     report.say(&format!(
         "NOT SHOWN: {reason}.\n\
-         Not shown are therefore: drops in the kernel, a block that outlives SIGKILL, adoption.\n\
+         Not shown are therefore: drops in the kernel, a block that outlives SIGKILL, adoption, a country dropped by XDP,\n\
+         a rule that ends while the daemon is stopped, the packet counters of a group.\n\
          Shown is what the user plane does, on loopback. Run as root to see the rest."
     ));
     let site = report.must("two TLS backends and the configuration", build)?;
@@ -50,6 +54,7 @@ pub(crate) fn show(report: &mut Report, reason: &str) -> Result<()> {
         ensure!(is_served(&site)?, "still refused");
         Ok(())
     })?;
+    report.must("a rule with an end, and a list, in user space", |figures| rules_of_user_space(&site, figures))?;
     report.must("SIGTERM: a clean end", |_| daemon.stop())
 }
 
@@ -96,6 +101,32 @@ fn kill(site: &Site, daemon: Daemon, figures: &mut Figures) -> Result<Daemon> {
     ensure!(!is_served(site)?, "the rule is lost");
     figures.quote("mcproxyctl firewall list", &site.edge.ctl(&["firewall", "list"])?);
     Ok(daemon)
+}
+
+fn rules_of_user_space(site: &Site, figures: &mut Figures) -> Result<()> {
+    let source = site.attacker.to_string();
+    let ctl = |figures: &mut Figures, arguments: &[&str]| {
+        let output = site.edge.ctl_output(arguments)?;
+        figures.quote(&shown(arguments), &told(&output));
+        ensure!(output.status.success(), "mcproxyctl {}: {}", arguments.join(" "), output.status);
+        Ok(())
+    };
+    let begin = Instant::now();
+    ctl(figures, &["firewall", "add", &source, "--ttl", "2s"])?;
+    ensure!(!is_served(site)?, "served after the block");
+    ctl(figures, &["firewall", "explain", &source, "shop.example.com"])?;
+    until("the end of the rule", SOON, || is_served(site))?;
+    ensure!(begin.elapsed() >= Duration::from_secs(2), "the rule held for {:?} only", begin.elapsed());
+    figures.add(format!("{source} is served again after {:.1} s", begin.elapsed().as_secs_f64()));
+
+    let path = site.edge.directory().join("list.netset");
+    fs::write(&path, format!("# one entry a line\n{source}   ; comment\n192.0.2.128/25\n"))?;
+    let name = path.to_str().context("the directory has no name in UTF-8")?;
+    ctl(figures, &["firewall", "import", name, "--group", "feeds/demo"])?;
+    for _ in 0..10 {
+        ensure!(!is_served(site)?, "served after the import");
+    }
+    ctl(figures, &["firewall", "groups"])
 }
 
 /// Whether a connection of the attacker gets as far as a backend.

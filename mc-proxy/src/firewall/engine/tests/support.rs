@@ -85,7 +85,7 @@ pub(super) struct Outcome {
 
 pub(super) fn judge(tables: &impl Tables, source: IpAddr, packet: Packet, is_host: bool, boot: u64) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut id = find(tables, source);
+    let mut id = find(tables, source.into());
     for _ in 0..CHAIN_CLAUSES_MAX {
         if id == 0 {
             return outcome;
