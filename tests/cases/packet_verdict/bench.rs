@@ -113,7 +113,7 @@ impl Bench {
     pub(crate) fn ask(&self, frame: &[u8]) -> Reason {
         let memory: Arc<TableMemory> = self.engine.memory();
         let asked = Asked { tables: memory.reading(), scope: self.scope, now: clock::since_boot() };
-        Reason::from_index(judge_packet(&asked, frame).reason).unwrap()
+        Reason::from_index(judge_packet(&asked, || frame).reason).unwrap()
     }
 }
 
