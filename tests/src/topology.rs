@@ -82,6 +82,16 @@ impl Topology {
 }
 
 impl Topology {
+    /// Removes the edge's interface.
+    pub fn unplug_edge(&self) -> Result<()> {
+        self.edge.namespace.ip("link del eth0\n")
+    }
+
+    /// Makes it anew, with the same addresses.
+    pub fn plug_edge(&self) -> Result<()> {
+        self.edge.plug(&self.internet, "edge", "192.0.2", 1)
+    }
+
     /// Lets the router send what is for an address's /64 to the attacker.
     pub fn route_to_attacker(&self, addr: IpAddr) -> Result<()> {
         self.internet.ip(&format!("route replace {addr}/128 via {} dev attacker\n", self.attacker.v6))
@@ -90,7 +100,18 @@ impl Topology {
 
 impl Leaf {
     fn new(internet: &Namespace, role: &str, v4_net: &str, host: &str, v6_net: u8) -> Result<Self> {
-        let namespace = Namespace::new(role)?;
+        let leaf = Self {
+            namespace: Namespace::new(role)?,
+            v4: format!("{v4_net}.{host}").parse()?,
+            v6: format!("2001:db8:0:{v6_net}::{host}").parse()?,
+        };
+        leaf.plug(internet, role, v4_net, v6_net)?;
+        Ok(leaf)
+    }
+
+    /// Makes `eth0`, with the router at the other end.
+    fn plug(&self, internet: &Namespace, role: &str, v4_net: &str, v6_net: u8) -> Result<()> {
+        let Self { namespace, v4, v6 } = self;
         internet.ip(&format!(
             "link add {role} type veth peer name eth0 netns {leaf}\n\
              addr add {v4_net}.1/24 dev {role}\n\
@@ -99,17 +120,12 @@ impl Leaf {
             leaf = namespace.name(),
         ))?;
         namespace.ip(&format!(
-            "addr add {v4_net}.{host}/24 dev eth0\n\
-             addr add 2001:db8:0:{v6_net}::{host}/64 dev eth0 nodad\n\
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via {v4_net}.1\n\
              route add default via 2001:db8:0:{v6_net}::1\n"
-        ))?;
-        Ok(Self {
-            namespace,
-            v4: format!("{v4_net}.{host}").parse()?,
-            v6: format!("2001:db8:0:{v6_net}::{host}").parse()?,
-        })
+        ))
     }
 
     /// Gives `eth0` one more address, of either family, which sockets have to ask for.
