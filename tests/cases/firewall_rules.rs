@@ -14,7 +14,7 @@ use mc_proxy_tests::{
     config::listener,
     mmdb,
     site::Site,
-    wait::{SOON, until},
+    wait::{SOON, pass, until},
 };
 
 #[test]
@@ -43,7 +43,8 @@ fn expiry_is_the_kernels_also_while_the_daemon_is_dead() -> Result<()> {
         ensure!(after > Duration::from_millis(2_900) && after < Duration::from_secs(5), "{source}: {after:?}");
     }
     let _daemon = site.edge.start()?;
-    ensure!(site.edge.admin()?.rules()?.is_empty(), "rules that have ended are back");
+    let admin = site.edge.admin()?;
+    until("the rules' end in the list", SOON, || Ok(admin.rules()?.is_empty()))?;
     ensure!(site.passes(&inbox, attacker, attacker.v4)? && site.passes(&inbox, attacker, attacker.v6)?);
     Ok(())
 }
@@ -57,7 +58,7 @@ fn the_remaining_time_survives_restarts_and_is_set_anew_by_adding_again() -> Res
     let attacker = &site.net.attacker;
     let begin = Instant::now();
     site.edge.ctl(&["firewall", "add", "203.0.113.50", "--ttl", "1s"])?;
-    site.edge.ctl(&["firewall", "add", "203.0.113.50", "--ttl", "5s"])?;
+    site.edge.ctl(&["firewall", "add", "203.0.113.50", "--ttl", "7s"])?;
     site.edge.ctl(&["firewall", "add", "2001:db8:0:3::50", "--ttl", "1h"])?;
     let expiry = |admin: &Admin| -> Result<SystemTime> {
         let rules = admin.rules()?;
@@ -71,11 +72,12 @@ fn the_remaining_time_survives_restarts_and_is_set_anew_by_adding_again() -> Res
     let _daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     ensure!(expiry(&admin)? == before, "{before:?} became {:?}", expiry(&admin)?);
-    ensure!(begin.elapsed() > Duration::from_secs(1) && begin.elapsed() < Duration::from_secs(5));
+    pass(Duration::from_millis(1_200).saturating_sub(begin.elapsed()));
+    ensure!(begin.elapsed() < Duration::from_secs(6), "too busy");
     ensure!(!site.passes(&inbox, attacker, attacker.v4)?, "the longer time holds");
     until("the end of the block", SOON, || site.passes(&inbox, attacker, attacker.v4))?;
     let (after, late) = (begin.elapsed(), before.elapsed().unwrap_or_default());
-    ensure!(after > Duration::from_millis(4_900) && late < Duration::from_secs(1), "{after:?}, {late:?} late");
+    ensure!(after > Duration::from_millis(6_900) && late < Duration::from_secs(1), "{after:?}, {late:?} late");
     ensure!(SystemTime::now() >= before - Duration::from_millis(50), "early");
 
     ensure!(!site.passes(&inbox, attacker, attacker.v6)?);

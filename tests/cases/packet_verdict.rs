@@ -29,7 +29,7 @@ use mc_proxy_common::{
 
 use crate::{
     bench::{Bench, rule},
-    kernel_support::{Privilege, become_nobody, needs},
+    kernel_support::{Privilege, become_nobody, keep_two_capabilities, needs},
 };
 
 /// What the kernel takes for a test run: shorter ones are no Ethernet frames.
@@ -84,13 +84,18 @@ fn every_shape_truncated_at_every_byte_is_judged_as_on_the_host() {
 #[test]
 fn random_rules_and_mutated_frames_are_judged_as_on_the_host_and_by_a_plain_list() {
     const SEED: u64 = 0x6d63_7072_6f78_7931;
-    const ROUNDS: u32 = 120;
+    const ROUNDS: u32 = 60;
     const FRAMES: u32 = 90;
     let (mut reasons, mut frames, mut listed) = (BTreeMap::<&str, u64>::new(), 0, 0);
-    for scope in [Scope::Listeners, Scope::Host] {
+    for (scope, is_guarded) in
+        [(Scope::Listeners, false), (Scope::Host, false), (Scope::Listeners, true), (Scope::Host, true)]
+    {
         let (reasons, frames, listed) = (&mut reasons, &mut frames, &mut listed);
         lab::run(move |lab| {
-            let mut dice = Dice::new(SEED ^ scope as u64);
+            if is_guarded {
+                keep_two_capabilities();
+            }
+            let mut dice = Dice::new(SEED ^ scope as u64 ^ u64::from(is_guarded) << 1);
             let mut bench = Bench::new(lab, scope);
             for round in 0..ROUNDS {
                 let rules = rules::random(&mut dice);
@@ -99,7 +104,11 @@ fn random_rules_and_mutated_frames_are_judged_as_on_the_host_and_by_a_plain_list
                     let (bytes, plain) = random_frame(&mut dice);
                     let expected = bench.ask(&bytes);
                     let run = bench.run(&bytes);
-                    let context = || format!("seed {SEED:#x}, {scope:?}, round {round}, {bytes:02x?}, {rules:?}");
+                    let context = || {
+                        format!(
+                            "seed {SEED:#x}, {scope:?}, guarded: {is_guarded}, round {round}, {bytes:02x?}, {rules:?}"
+                        )
+                    };
                     assert_eq!(run, expected, "{}", context());
                     if let Some((source, port)) = plain {
                         let one_by_one = rules::judge(&rules, source, port, scope, bench.wall());
@@ -155,23 +164,23 @@ fn the_verifier_has_room() {
     if !needs(Privilege::Root) {
         return;
     }
-    let verified = || {
+    let verified = |symbol: &str| {
         let mut ebpf =
             EbpfLoader::new().override_global("MEASURES_FRAMES", &1_u8, true).load(mc_proxy::xdp::PROGRAM).unwrap();
-        let program: &mut Xdp = ebpf.program_mut("mc_proxy").unwrap().try_into().unwrap();
+        let program: &mut Xdp = ebpf.program_mut(symbol).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("{error}"));
         program.info().unwrap().verified_instruction_count().unwrap()
     };
-    let all = verified();
+    let all = verified("mc_proxy");
     let two = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             become_nobody();
-            verified()
+            verified("mc_proxy_guarded")
         });
         thread.join().unwrap()
     });
     println!("instructions verified: {all} with all capabilities, {two} with two");
-    assert!(all < 300_000 && two < 300_000);
+    assert!(all < 500_000 && two < 500_000);
 }
 
 fn corpus() -> Vec<Shape> {

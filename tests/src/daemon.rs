@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    net::IpAddr,
     os::unix::{
         fs::{PermissionsExt as _, chown},
         net::UnixDatagram,
@@ -192,6 +193,21 @@ impl Installation {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Runs `mcproxyctl` with `--json` and returns what it printed, line by line.
+    pub fn ctl_json(&self, args: &[&str]) -> Result<Vec<serde_json::Value>> {
+        let text = self.ctl(&[&["--json"], args].concat())?;
+        let stream = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+        stream.map(|value| value.with_context(|| format!("mcproxyctl --json {}: {text}", args.join(" ")))).collect()
+    }
+
+    /// The same as [`Self::ctl_output`] for somebody who has come from an address by SSH.
+    pub fn ctl_by_ssh(&self, from: IpAddr, args: &[&str]) -> Result<Output> {
+        let mut command = clean(&binary("mcproxyctl")?);
+        command.arg("--socket").arg(self.socket()).args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.env("SSH_CONNECTION", format!("{from} 50000 192.0.2.10 22"));
+        finish(command.spawn().context("starting mcproxyctl")?, START_LIMIT)
     }
 
     /// The same, however it ends.

@@ -58,6 +58,12 @@ impl Site {
         self.edge.configure(&format!("{more}{listener}{}", xdp(&self.bpffs, scope)))
     }
 
+    /// Writes the configuration anew, with more lines in `[xdp]`.
+    pub fn configure_xdp(&self, scope: &str, more: &str) -> Result<()> {
+        let listener = listener(":443", &[("app.example.com", self.backend.addr())], None);
+        self.edge.configure(&format!("{listener}{}{more}", xdp(&self.bpffs, scope)))
+    }
+
     /// The edge over IPv4.
     pub fn v4(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.net.edge.v4, port)

@@ -38,7 +38,7 @@ pub struct Topology {
     pub client: Leaf,
     /// Whoever should not.
     pub attacker: Leaf,
-    _internet: Namespace,
+    internet: Namespace,
 }
 
 /// A host with one interface, `eth0`.
@@ -71,7 +71,7 @@ impl Topology {
             edge: Leaf::new(&internet, "edge", "192.0.2", "10", 1)?,
             client: Leaf::new(&internet, "client", "198.51.100", "10", 2)?,
             attacker: Leaf::new(&internet, "attacker", "203.0.113", "50", 3)?,
-            _internet: internet.clone(),
+            internet: internet.clone(),
         };
         internet.run(|| -> Result<()> {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turning on IPv4 forwarding")?;
@@ -81,9 +81,37 @@ impl Topology {
     }
 }
 
+impl Topology {
+    /// Removes the edge's interface.
+    pub fn unplug_edge(&self) -> Result<()> {
+        self.edge.namespace.ip("link del eth0\n")
+    }
+
+    /// Makes it anew, with the same addresses.
+    pub fn plug_edge(&self) -> Result<()> {
+        self.edge.plug(&self.internet, "edge", "192.0.2", 1)
+    }
+
+    /// Lets the router send what is for an address's /64 to the attacker.
+    pub fn route_to_attacker(&self, addr: IpAddr) -> Result<()> {
+        self.internet.ip(&format!("route replace {addr}/128 via {} dev attacker\n", self.attacker.v6))
+    }
+}
+
 impl Leaf {
     fn new(internet: &Namespace, role: &str, v4_net: &str, host: &str, v6_net: u8) -> Result<Self> {
-        let namespace = Namespace::new(role)?;
+        let leaf = Self {
+            namespace: Namespace::new(role)?,
+            v4: format!("{v4_net}.{host}").parse()?,
+            v6: format!("2001:db8:0:{v6_net}::{host}").parse()?,
+        };
+        leaf.plug(internet, role, v4_net, v6_net)?;
+        Ok(leaf)
+    }
+
+    /// Makes `eth0`, with the router at the other end.
+    fn plug(&self, internet: &Namespace, role: &str, v4_net: &str, v6_net: u8) -> Result<()> {
+        let Self { namespace, v4, v6 } = self;
         internet.ip(&format!(
             "link add {role} type veth peer name eth0 netns {leaf}\n\
              addr add {v4_net}.1/24 dev {role}\n\
@@ -92,24 +120,19 @@ impl Leaf {
             leaf = namespace.name(),
         ))?;
         namespace.ip(&format!(
-            "addr add {v4_net}.{host}/24 dev eth0\n\
-             addr add 2001:db8:0:{v6_net}::{host}/64 dev eth0 nodad\n\
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
              link set eth0 up\n\
              route add default via {v4_net}.1\n\
              route add default via 2001:db8:0:{v6_net}::1\n"
-        ))?;
-        Ok(Self {
-            namespace,
-            v4: format!("{v4_net}.{host}").parse()?,
-            v6: format!("2001:db8:0:{v6_net}::{host}").parse()?,
-        })
+        ))
     }
 
-    /// Gives `eth0` one more address, of either family.
+    /// Gives `eth0` one more address, of either family, which sockets have to ask for.
     pub fn add(&self, addr: IpAddr) -> Result<()> {
-        let rest = if addr.is_ipv4() { "/24" } else { "/64 nodad" };
-        let (length, flags) = rest.split_once(' ').unwrap_or((rest, ""));
-        self.namespace.ip(&format!("addr add {addr}{length} dev eth0 {flags}\n"))
+        // A deprecated address is never chosen as a source; an IPv4 one is not, being the second of its subnet.
+        let rest = if addr.is_ipv4() { "/24 dev eth0" } else { "/64 dev eth0 nodad preferred_lft 0" };
+        self.namespace.ip(&format!("addr add {addr}{rest}\n"))
     }
 
     /// Gives `eth0` one more IPv4 address.

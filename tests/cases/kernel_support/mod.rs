@@ -28,6 +28,14 @@ pub(crate) fn needs(privilege: Privilege) -> bool {
     false
 }
 
+/// This thread only: CAP_BPF and CAP_NET_ADMIN, so that the program for a process without CAP_PERFMON is loaded.
+#[allow(dead_code, reason = "each test file uses its own part")]
+pub(crate) fn keep_two_capabilities() {
+    let two = CapabilitySet::BPF | CapabilitySet::NET_ADMIN | CapabilitySet::DAC_OVERRIDE;
+    let sets = CapabilitySets { effective: two, permitted: two, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).unwrap();
+}
+
 /// This thread only: another user with CAP_BPF and CAP_NET_ADMIN.
 pub(crate) fn become_nobody() {
     rustix::thread::set_keep_capabilities(true).unwrap();
