@@ -127,10 +127,5 @@ pub fn rule(value: &str, action: FirewallAction) -> FirewallRule {
         _ if value.len() == 2 => FirewallRuleType::Country,
         _ => FirewallRuleType::Ip,
     };
-    FirewallRule {
-        r#type: kind.into(),
-        value: value.to_owned(),
-        action: action.into(),
-        ..FirewallRule::default()
-    }
+    FirewallRule { r#type: kind.into(), value: value.to_owned(), action: action.into(), ..FirewallRule::default() }
 }
