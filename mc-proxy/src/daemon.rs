@@ -299,7 +299,9 @@ fn plane_failure(error: &PlaneError) -> Failure {
 fn engine_failure(error: &EngineError) -> Failure {
     match error {
         EngineError::Prepare(plane) | EngineError::Commit(plane) => plane_failure(plane),
-        error => Failure::because(Exit::Failure, "putting the firewall rules in force", error),
+        EngineError::Book(_) | EngineError::TooManyRules { .. } | EngineError::TooLarge | EngineError::Settle(_) => {
+            Failure::because(Exit::Failure, "putting the firewall rules in force", error)
+        }
     }
 }
 

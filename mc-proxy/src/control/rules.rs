@@ -494,8 +494,9 @@ pub(super) fn listed(stored: StoredRule) -> ListedRule {
 }
 
 fn refused_or_failed(error: StoreError) -> ControlError {
-    match error {
-        StoreError::Unconfirmed { .. } => ControlError::Refused(describe(&error)),
-        error => failed(error),
+    if matches!(error, StoreError::Unconfirmed { .. }) {
+        ControlError::Refused(describe(&error))
+    } else {
+        failed(error)
     }
 }

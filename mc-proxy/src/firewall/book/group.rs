@@ -64,6 +64,12 @@ impl GroupIds {
         (0..).zip(&self.groups).filter_map(|(id, group)| Some(((*group)?, id)))
     }
 
+    /// Whether no group has a number.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Numbers that were given out, those that are free again included.
     pub fn len(&self) -> usize {
         self.groups.len()
     }

@@ -120,9 +120,9 @@ impl Writer {
     pub(super) fn set_slot(&mut self, slot: Slot, id: u32) -> Result<(), Exhausted> {
         let (place, is_new) = match self.find(slot) {
             Some(place) => (place, false),
-            None => (self.place(slot).ok_or(Exhausted::from(slot))?, true),
+            None => (self.place(slot).ok_or_else(|| Exhausted::from(slot))?, true),
         };
-        let words = self.slot_words(place).ok_or(Exhausted::from(slot))?;
+        let words = self.slot_words(place).ok_or_else(|| Exhausted::from(slot))?;
         let (_, chain_word) = place.table.layout();
         let meta = match (slot, words) {
             (Slot::V4(slot), _) => slot.word(id),

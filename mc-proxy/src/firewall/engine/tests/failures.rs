@@ -48,7 +48,12 @@ fn what_fails_leaves_everything_as_it_was() {
         match error {
             EngineError::Prepare(_) => assert_eq!(failing_prepares, 1),
             EngineError::Commit(_) => assert_eq!(failing_commits, 1),
-            error => panic!("{error}"),
+            EngineError::Book(_)
+            | EngineError::TooManyRules { .. }
+            | EngineError::TooLarge
+            | EngineError::Settle(_) => {
+                panic!("{error}")
+            }
         }
         assert!(Arc::ptr_eq(&memory, &engine.memory()));
         assert_eq!(engine.book().rules().collect::<Vec<_>>(), rules);
