@@ -4,8 +4,6 @@
 //! (TAT). One in the past says no more than that the source may do everything, so such a place is free. The same code
 //! limits in the kernel and in user space.
 
-use core::sync::atomic::AtomicU64;
-
 use crate::{
     atomic::{load, store},
     source::Source,
@@ -72,12 +70,13 @@ pub enum Admission {
 #[inline(always)]
 pub fn spend(limit: &RateLimit, line: &Line, key: u64, now: u64) -> Admission {
     let [k0, t0, k1, t1, k2, t2, k3, t3] = line;
-    let mut victim = (k0, t0);
-    let mut victim_tat = load(t0);
-    for (place, tat) in [(k0, t0), (k1, t1), (k2, t2), (k3, t3)] {
-        let seen = load(tat);
-        if load(place) == key {
-            return match limit.admit(seen, now) {
+    let places = [(k0, t0), (k1, t1), (k2, t2), (k3, t3)];
+    let mut seen = [(0, 0); 4];
+    let (mut victim, mut victim_tat) = (0, u64::MAX);
+    for (index, (place, tat)) in places.into_iter().enumerate() {
+        seen[index] = (load(place), load(tat));
+        if seen[index].0 == key {
+            return match limit.admit(seen[index].1, now) {
                 Some(next) => {
                     store(tat, next);
                     Admission::Admitted
@@ -85,14 +84,19 @@ pub fn spend(limit: &RateLimit, line: &Line, key: u64, now: u64) -> Admission {
                 None => Admission::Limited,
             };
         }
-        if seen < victim_tat {
-            (victim, victim_tat) = ((place, tat), seen);
+        if seen[index].1 < victim_tat {
+            (victim, victim_tat) = (index, seen[index].1);
         }
     }
-    let (place, tat): (&AtomicU64, &AtomicU64) = victim;
-    store(place, key);
     // A limit of at least one connection in the window always admits the first.
-    store(tat, now.saturating_add(limit.interval));
+    let new = (key, now.saturating_add(limit.interval));
+    // Every place is written, most of them with what they had: where a store goes must not depend on a condition, or else
+    // the verifier refuses the program without `CAP_PERFMON`.
+    for (index, (place, tat)) in places.into_iter().enumerate() {
+        let (key, next) = if index == victim { new } else { seen[index] };
+        store(place, key);
+        store(tat, next);
+    }
     if victim_tat > now { Admission::Crowded } else { Admission::Admitted }
 }
 
@@ -113,6 +117,8 @@ const fn mask64(bits: u8) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use core::sync::atomic::AtomicU64;
+
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;

@@ -39,7 +39,15 @@ pub(super) struct Opened {
 /// The kernel ends the lock with the process, however that ends; the file stays and means nothing by itself.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    /// Closing is not enough while a child between fork and exec has a copy of the descriptor.
+    fn drop(&mut self) {
+        // Should it fail, the end of the process does the same.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// Which file a path leads to.
@@ -151,7 +159,7 @@ impl Lock {
             std::os::unix::fs::fchown(&file, Some(meta.uid()), Some(meta.gid()))
                 .map_err(|e| StoreError::io("giving the lock file to the database's owner", &path, e))?;
         }
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 

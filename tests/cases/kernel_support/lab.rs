@@ -27,6 +27,7 @@ pub(crate) const EDGE: [&str; 2] = ["192.0.2.1", "2001:db8:2::1"];
 pub(crate) const OUTSIDE: [&str; 2] = ["192.0.2.2", "2001:db8:2::2"];
 /// The interfaces of the edge.
 pub(crate) const INTERFACE: &str = "edge0";
+#[allow(dead_code, reason = "each test file uses its own part")]
 pub(crate) const SECOND: &str = "edge1.7";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -39,6 +40,7 @@ pub(crate) fn run(test: impl FnOnce(&Lab) + Send) {
     }
 }
 
+#[allow(dead_code, reason = "each test file uses its own part")]
 impl Lab {
     fn new() -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);

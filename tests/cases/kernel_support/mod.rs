@@ -37,6 +37,7 @@ pub(crate) fn keep_two_capabilities() {
 }
 
 /// This thread only: another user with CAP_BPF and CAP_NET_ADMIN.
+#[allow(dead_code, reason = "each test file uses its own part")]
 pub(crate) fn become_nobody() {
     rustix::thread::set_keep_capabilities(true).unwrap();
     let nobody = rustix::process::Gid::from_raw(65534);

@@ -64,13 +64,14 @@ impl GroupIds {
         (0..).zip(&self.groups).filter_map(|(id, group)| Some(((*group)?, id)))
     }
 
-    pub fn len(&self) -> usize {
-        self.groups.len()
-    }
-
     /// Whether no group has a number.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Numbers that were given out, those that are free again included.
+    pub fn len(&self) -> usize {
+        self.groups.len()
     }
 }
 
