@@ -144,7 +144,11 @@ pub fn judge_connection<H: Host>(host: &H, source: Source, port: u16) -> Verdict
 fn judge<H: Host>(host: &H, chain: u32, source: Source, transport: Transport) -> Verdict {
     let (port, is_opening, flags) = match transport {
         Transport::Tcp { destination, is_opening } => (destination, is_opening, host.port(destination)),
-        _ => (0, false, PortFlags::NONE),
+        Transport::NeighborDiscovery
+        | Transport::Other
+        | Transport::LaterFragment
+        | Transport::Hidden
+        | Transport::Truncated => (0, false, PortFlags::NONE),
     };
     let packet = Aspect { port, of_listeners: of_listeners(transport, flags), of_host: of_host(transport) };
     let verdict = Verdict::unpack(host.decide(chain, packet.pack()));
@@ -203,7 +207,7 @@ pub fn decide<H: Host>(host: &H, chain: u32, packet: u32) -> u64 {
         .or_else(|| step(host, packet, &mut state))
         .or_else(|| step(host, packet, &mut state))
         .or_else(|| step(host, packet, &mut state));
-    decided.unwrap_or(u64::from(state.passed))
+    decided.unwrap_or_else(|| u64::from(state.passed))
 }
 
 /// How far a decision list has been read: the next clause, and what a packet that nothing decides about passes for.

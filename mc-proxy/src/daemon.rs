@@ -300,10 +300,10 @@ fn plane_failure(error: &PlaneError) -> Failure {
 }
 
 fn engine_failure(error: &EngineError) -> Failure {
-    match error {
-        EngineError::Prepare(plane) | EngineError::Commit(plane) => plane_failure(plane),
-        error => Failure::because(Exit::Failure, "putting the firewall rules in force", error),
+    if let EngineError::Prepare(plane) | EngineError::Commit(plane) = error {
+        return plane_failure(plane);
     }
+    Failure::because(Exit::Failure, "putting the firewall rules in force", error)
 }
 
 /// Sockets for every listener: a vector of `workers` of them each.

@@ -494,10 +494,10 @@ pub(super) fn listed(stored: StoredRule) -> ListedRule {
 }
 
 fn refused_or_failed(error: StoreError) -> ControlError {
-    match error {
-        StoreError::Unconfirmed { .. } => ControlError::Refused(describe(&error)),
-        error => failed(error),
+    if matches!(error, StoreError::Unconfirmed { .. }) {
+        return ControlError::Refused(describe(&error));
     }
+    failed(error)
 }
 
 /// More than there may be is the caller's to change; the rest is not his fault.

@@ -67,6 +67,11 @@ impl GroupIds {
     pub fn len(&self) -> usize {
         self.groups.len()
     }
+
+    /// Whether no group has a number.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 impl GroupSize {

@@ -49,7 +49,10 @@ fn run(report: &mut Report) -> Result<()> {
 fn leftovers() -> Vec<String> {
     let mut left = own_namespaces();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    left.extend(mounts.lines().filter(|line| line.contains("/mc-proxy-bpf-")).map(ToOwned::to_owned));
+    let directories = report::directories();
+    let is_own =
+        |line: &&str| line.split(' ').nth(1).is_some_and(|at| directories.iter().any(|own| own == Path::new(at)));
+    left.extend(mounts.lines().filter(is_own).map(ToOwned::to_owned));
     let own = std::process::id().to_string();
     let tasks = fs::read_dir(Path::new("/proc/self/task")).into_iter().flatten().flatten();
     let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
@@ -57,6 +60,6 @@ fn leftovers() -> Vec<String> {
         children
             .flat_map(|list| list.split_whitespace().map(|pid| format!("process {pid} of {own}")).collect::<Vec<_>>()),
     );
-    left.extend(report::directories().into_iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
+    left.extend(directories.into_iter().filter(|path| path.exists()).map(|path| path.display().to_string()));
     left
 }
