@@ -51,6 +51,29 @@ fn import(edge: &Installation, path: &std::path::Path) -> Result<String> {
     edge.ctl(&["firewall", "import", "--group", "flood", path.to_str().context("a path of UTF-8")?])
 }
 
+/// The tests below would see a packet that gets through.
+#[test]
+fn a_leak_of_a_moment_is_seen() -> Result<()> {
+    let Some(site) = Site::for_test("a_leak_of_a_moment_is_seen", "host", "")? else { return Ok(()) };
+    let _daemon = site.edge.start()?;
+    let admin = site.edge.admin()?;
+    let sources: Vec<IpAddr> = ADDRESSES.iter().map(|source| source.parse()).collect::<Result<_, _>>()?;
+    for (address, other) in [(ADDRESSES[0], ADDRESSES[1]), (ADDRESSES[1], ADDRESSES[0])] {
+        admin.block(address)?;
+        admin.block(other)?;
+        let test = LeakTest::start(&site, &sources)?;
+        let leak = test.during("a moment without the rule", || {
+            admin.unblock(address)?;
+            pass(Duration::from_millis(20));
+            admin.block(address).context("blocking again")
+        });
+        let words = format!("{:#}", leak.err().context("the leak was not seen")?);
+        ensure!(words.contains("arrived") && words.contains(address), "{words}");
+        test.stop()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn replacing_and_growing_a_list() -> Result<()> {
     let Some(site) = Site::for_test("replacing_and_growing_a_list", "host", "")? else { return Ok(()) };

@@ -156,6 +156,47 @@ fn who_goes_on_is_banned_in_the_kernel_and_the_ban_ends() -> Result<()> {
 }
 
 #[test]
+fn a_ban_outlives_the_daemon_and_holds_without_a_kernel_plane() -> Result<()> {
+    let policy = "[firewall.auto_ban]\nafter = 1\nwithin = \"60s\"\nttl = \"1m\"\n";
+    let test = "a_ban_outlives_the_daemon_and_holds_without_a_kernel_plane";
+    let Some(site) = Site::for_test(test, "listeners", policy)? else { return Ok(()) };
+    let daemon = site.edge.start()?;
+    let attacker = &site.net.attacker;
+    let bans = || -> Result<u64> { Ok(site.edge.admin()?.status()?.firewall.unwrap_or_default().bans) };
+    for to in [site.v4(443), site.v6(443)] {
+        site.serve(attacker, to)?;
+        attacker.namespace.run(|| ask(to, b"this is no handshake"))??;
+    }
+    until("two bans", SOON, || Ok(bans()? == 2))?;
+    let expiries = || -> Result<Vec<_>> { Ok(site.edge.admin()?.rules()?.into_iter().map(|r| r.expires_at).collect()) };
+    until("the bans in the database", SOON, || Ok(expiries()?.len() == 2))?;
+    let before = expiries()?;
+    daemon.kill()?;
+    let daemon = site.edge.start()?;
+    ensure!(bans()? == 2 && expiries()? == before, "{before:?} became {:?}", expiries()?);
+    for to in [site.v4(443), site.v6(443)] {
+        let reason = site.drop_of_syn(&site.edge.admin()?, attacker, to)?;
+        ensure!(reason.as_deref() == Some("banned"), "{reason:?}");
+        site.serve(&site.net.client, to)?;
+    }
+    daemon.stop()?;
+
+    site.edge.configure(&format!("{policy}{}", listener(":443", &[("app.example.com", site.backend.addr())], None)))?;
+    // With the interface goes the program on it: what is refused from now on, user space refuses.
+    site.net.unplug_edge()?;
+    site.net.plug_edge()?;
+    let _daemon = site.edge.start()?;
+    for to in [site.v4(443), site.v6(443)] {
+        let end = attacker.namespace.run(|| ask(to, &Hello::to("app.example.com").bytes()))??;
+        ensure!(end == End::Reset(Vec::new()), "banned, without a kernel plane: {end:?}");
+        site.serve(&site.net.client, to)?;
+    }
+    let outcomes = site.edge.admin()?.status()?.outcomes;
+    ensure!(outcomes.iter().any(|outcome| outcome.outcome == "banned" && outcome.connections == 2), "{outcomes:?}");
+    Ok(())
+}
+
+#[test]
 fn garbage_and_unknown_names_are_banned_at_once() -> Result<()> {
     const ROUNDS: u8 = 10;
     let policy = "[firewall.auto_ban]\nafter = 3\nwithin = \"60s\"\nttl = \"1m\"\n";

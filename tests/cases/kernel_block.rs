@@ -1,83 +1,30 @@
 //! The kernel plane of the real daemon, packet by packet: clients, an attacker and the edge in namespaces.
 
 use std::{
-    net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
+    net::{SocketAddr, SocketAddrV4, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mc_proxy_tests::{
     admin::Admin,
-    backend::Backend,
     bpffs::Bpffs,
-    client::{End, ask, connect, exchange},
+    client::{connect, exchange},
     config::{listener, xdp},
     daemon::Installation,
     flood::{Flood, drain, receive},
     hello::Hello,
-    privilege::{can_run, missing_for_kernel_plane},
-    topology::{Leaf, Topology},
+    site::{PROBE_PORT, Site, begin_connect},
+    topology::Leaf,
     wait::{SOON, pass, until},
 };
-use socket2::{Domain, Socket, Type};
-
-const PROBE_PORT: u16 = 9_999;
-
-/// Namespaces, a backend behind the edge and an installation with the kernel plane on the edge's interface. Dropped in
-/// this order: the namespaces go last.
-struct Site {
-    edge: Installation,
-    backend: Backend,
-    bpffs: Bpffs,
-    net: Topology,
-}
-
-impl Site {
-    /// `None` when the test is to be skipped.
-    fn for_test(test: &str, scope: &str) -> Result<Option<Self>> {
-        if !can_run(test, missing_for_kernel_plane())? {
-            return Ok(None);
-        }
-        let net = Topology::new()?;
-        let bpffs = Bpffs::mount()?;
-        let (backend, _) = Backend::named_in(&net.edge.namespace, "app")?;
-        let edge = Installation::new(&format!(
-            "{}{}",
-            listener(":443", &[("app.example.com", backend.addr())], None),
-            xdp(&bpffs, scope)
-        ))?
-        .within(&net.edge.namespace);
-        Ok(Some(Self { edge, backend, bpffs, net }))
-    }
-
-    fn v4(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.net.edge.v4, port)
-    }
-
-    fn v6(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.net.edge.v6, port)
-    }
-
-    /// A socket of the edge that is no listener of the daemon.
-    fn probe(&self) -> Result<UdpSocket> {
-        let socket = self.net.edge.namespace.run(|| UdpSocket::bind(("::", PROBE_PORT)))??;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
-        Ok(socket)
-    }
-
-    fn is_served(&self, leaf: &Leaf, to: SocketAddr) -> Result<bool> {
-        let end = leaf.namespace.run(|| ask(to, &Hello::to("app.example.com").bytes()))??;
-        ensure!(end == End::Closed(b"app\n".to_vec()), "{end:?}");
-        Ok(true)
-    }
-}
 
 #[test]
 fn a_rule_is_in_force_in_the_kernel_when_the_call_returns_a_thousand_times() -> Result<()> {
     const BLOCKED: u8 = 1;
     const FENCE: u8 = 2;
     let test = "a_rule_is_in_force_in_the_kernel_when_the_call_returns_a_thousand_times";
-    let Some(site) = Site::for_test(test, "host")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "host", "")? else { return Ok(()) };
     let _daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     let inbox = site.probe()?;
@@ -105,12 +52,12 @@ fn a_rule_is_in_force_in_the_kernel_when_the_call_returns_a_thousand_times() -> 
 #[test]
 fn a_blocked_source_reaches_no_listener_over_ipv4_or_ipv6() -> Result<()> {
     let test = "a_blocked_source_reaches_no_listener_over_ipv4_or_ipv6";
-    let Some(site) = Site::for_test(test, "listeners")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "listeners", "")? else { return Ok(()) };
     let _daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     let attacker = &site.net.attacker;
     for (source, to) in [(attacker.v4, site.v4(443)), (attacker.v6, site.v6(443))] {
-        ensure!(site.is_served(attacker, to)?);
+        site.serve(attacker, to)?;
         for round in 0..100 {
             admin.block(&source.to_string())?;
             let accepted = admin.accepted()?;
@@ -120,10 +67,11 @@ fn a_blocked_source_reaches_no_listener_over_ipv4_or_ipv6() -> Result<()> {
             drop(knock);
             ensure!(admin.accepted()? == accepted, "round {round}: a SYN of {source} was accepted");
             admin.unblock(&source.to_string())?;
-            ensure!(site.is_served(attacker, to)?);
+            site.serve(attacker, to)?;
         }
     }
-    ensure!(site.is_served(&site.net.client, site.v4(443))? && site.is_served(&site.net.client, site.v6(443))?);
+    site.serve(&site.net.client, site.v4(443))?;
+    site.serve(&site.net.client, site.v6(443))?;
     ensure!(site.backend.accepts() == 2 * 101 + 2);
     Ok(())
 }
@@ -131,7 +79,7 @@ fn a_blocked_source_reaches_no_listener_over_ipv4_or_ipv6() -> Result<()> {
 #[test]
 fn scope_listeners_leaves_the_rest_of_the_host_alone() -> Result<()> {
     let test = "scope_listeners_leaves_the_rest_of_the_host_alone";
-    let Some(site) = Site::for_test(test, "listeners")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "listeners", "")? else { return Ok(()) };
     let _daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     let attacker = &site.net.attacker;
@@ -157,7 +105,7 @@ fn scope_listeners_leaves_the_rest_of_the_host_alone() -> Result<()> {
 #[test]
 fn prefixes_block_and_an_allowed_address_within_them_passes() -> Result<()> {
     let test = "prefixes_block_and_an_allowed_address_within_them_passes";
-    let Some(site) = Site::for_test(test, "listeners")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "listeners", "")? else { return Ok(()) };
     let _daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     let attacker = &site.net.attacker;
@@ -167,8 +115,8 @@ fn prefixes_block_and_an_allowed_address_within_them_passes() -> Result<()> {
         admin.block(prefix)?;
         ensure!(is_dropped(&admin, attacker, to)?, "{prefix}");
         admin.allow(&exception.to_string())?;
-        ensure!(site.is_served(attacker, to)?, "{exception} is allowed within {prefix}");
-        ensure!(site.is_served(&site.net.client, to)?);
+        site.serve(attacker, to).with_context(|| format!("{exception} is allowed within {prefix}"))?;
+        site.serve(&site.net.client, to)?;
     }
     Ok(())
 }
@@ -176,7 +124,7 @@ fn prefixes_block_and_an_allowed_address_within_them_passes() -> Result<()> {
 #[test]
 fn sigkill_under_flood_lets_not_one_packet_through() -> Result<()> {
     let test = "sigkill_under_flood_lets_not_one_packet_through";
-    let Some(site) = Site::for_test(test, "host")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "host", "")? else { return Ok(()) };
     let daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     let inbox = site.probe()?;
@@ -205,7 +153,7 @@ fn sigkill_under_flood_lets_not_one_packet_through() -> Result<()> {
         ensure!(drain(&inbox)? == 0, "round {round}: packets of a blocked source arrived during adoption");
         let kernel = admin.status()?.kernel.context("no kernel plane")?;
         ensure!(kernel.active && kernel.interfaces[0].adopted, "round {round}: {kernel:?}");
-        ensure!(site.is_served(&site.net.client, site.v4(443))?, "round {round}");
+        site.serve(&site.net.client, site.v4(443)).with_context(|| format!("round {round}"))?;
         ensure!(admin.accepted()? == 1, "round {round}: someone else was accepted");
     }
     let admin = site.edge.admin()?;
@@ -228,7 +176,7 @@ fn sigkill_under_flood_lets_not_one_packet_through() -> Result<()> {
 #[test]
 fn a_restart_keeps_the_firewall_and_on_exit_detach_removes_it() -> Result<()> {
     let test = "a_restart_keeps_the_firewall_and_on_exit_detach_removes_it";
-    let Some(site) = Site::for_test(test, "host")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "host", "")? else { return Ok(()) };
     let inbox = site.probe()?;
     let attacker = &site.net.attacker;
     let outbox = attacker.namespace.run(|| UdpSocket::bind((attacker.v4, 0)))??;
@@ -270,7 +218,7 @@ fn a_restart_keeps_the_firewall_and_on_exit_detach_removes_it() -> Result<()> {
 #[test]
 fn a_syn_flood_is_counted_in_the_kernel_and_does_not_disturb_others() -> Result<()> {
     let test = "a_syn_flood_is_counted_in_the_kernel_and_does_not_disturb_others";
-    let Some(site) = Site::for_test(test, "listeners")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "listeners", "")? else { return Ok(()) };
     let _daemon = site.edge.start()?;
     let admin = site.edge.admin()?;
     let attacker = &site.net.attacker;
@@ -282,7 +230,7 @@ fn a_syn_flood_is_counted_in_the_kernel_and_does_not_disturb_others() -> Result<
     let flood = Flood::syn(&attacker.namespace, source, SocketAddrV4::new(*to.ip(), 443));
     until("5,000 drops", SOON, || Ok(admin.kernel_drops()? - drops > 5_000))?;
     for _ in 0..50 {
-        ensure!(site.is_served(&site.net.client, site.v4(443))?);
+        site.serve(&site.net.client, site.v4(443))?;
     }
     ensure!(admin.accepted()? == accepted + 50);
     ensure!(admin.kernel_drops()? - drops <= flood.sent());
@@ -292,7 +240,7 @@ fn a_syn_flood_is_counted_in_the_kernel_and_does_not_disturb_others() -> Result<
 #[test]
 fn a_foreign_program_on_the_interface_is_reported_and_left_alone() -> Result<()> {
     let test = "a_foreign_program_on_the_interface_is_reported_and_left_alone";
-    let Some(site) = Site::for_test(test, "listeners")? else { return Ok(()) };
+    let Some(site) = Site::for_test(test, "listeners", "")? else { return Ok(()) };
     // Another daemon's program, with other pins, is as foreign as any.
     let first = site.edge.start()?;
     let owner = program_id(&site.edge.admin()?)?;
@@ -333,15 +281,4 @@ fn is_dropped(admin: &Admin, leaf: &Leaf, to: SocketAddr) -> Result<bool> {
     let _knock = leaf.namespace.run(|| begin_connect(to))??;
     until("the drop of a SYN", SOON, || Ok(admin.kernel_drops()? > drops))?;
     Ok(admin.accepted()? == accepted)
-}
-
-/// Sends a SYN and does not wait for the answer.
-fn begin_connect(to: SocketAddr) -> Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    match socket.connect(&to.into()) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Ok(socket.into()),
-        Ok(()) => bail!("connected at once"),
-        Err(error) => Err(error).context("connecting"),
-    }
 }

@@ -81,18 +81,25 @@ impl Site {
         Ok(socket)
     }
 
-    /// Whether a datagram of `source`, an address of `leaf`, reaches the probe. A datagram of an address that nothing
-    /// blocks follows it, and shows that it would have come.
+    /// Whether a datagram of `source`, an address of `leaf`, reaches the probe; see [`Self::arrives`].
     pub fn passes(&self, inbox: &UdpSocket, leaf: &Leaf, source: IpAddr) -> Result<bool> {
-        let edge = if source.is_ipv4() { self.net.edge.v4 } else { self.net.edge.v6 };
-        let send = |leaf: &Leaf, source: IpAddr, text: &[u8]| -> Result<()> {
-            let socket = leaf.namespace.run(|| UdpSocket::bind((source, 0)))??;
-            socket.send_to(text, (edge, PROBE_PORT))?;
-            Ok(())
-        };
-        send(leaf, source, b"probe")?;
+        let outbox = leaf.namespace.run(|| UdpSocket::bind((source, 0)))??;
+        self.arrives(inbox, &outbox, &self.fence(source.is_ipv6())?)
+    }
+
+    /// A socket of the client, whom nothing blocks.
+    pub fn fence(&self, is_ipv6: bool) -> Result<UdpSocket> {
         let client = &self.net.client;
-        send(client, if source.is_ipv4() { client.v4 } else { client.v6 }, b"fence")?;
+        let source = if is_ipv6 { client.v6 } else { client.v4 };
+        Ok(client.namespace.run(|| UdpSocket::bind((source, 0)))??)
+    }
+
+    /// Whether a datagram reaches the probe. One of the fence, of the same family, follows it, and shows that it would
+    /// have come.
+    pub fn arrives(&self, inbox: &UdpSocket, outbox: &UdpSocket, fence: &UdpSocket) -> Result<bool> {
+        let to = if outbox.local_addr()?.is_ipv4() { self.v4(PROBE_PORT) } else { self.v6(PROBE_PORT) };
+        outbox.send_to(b"probe", to)?;
+        fence.send_to(b"fence", to)?;
         let mut buffer = [0; 64];
         let mut has_passed = false;
         loop {
