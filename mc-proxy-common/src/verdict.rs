@@ -181,10 +181,11 @@ impl Aspect {
         Self { port: packed as u16, of_listeners: packed >> 16 & 0xff, of_host: packed >> 24 }
     }
 
-    /// Why a clause about one port does not hold. A packet that hides its port may be for this one.
+    /// Why a clause about one port does not hold. A packet that hides its port may be for this one; what lets in has to
+    /// know.
     #[inline(always)]
-    const fn of_port(self, wanted: u16) -> u32 {
-        if self.of_listeners == HOLDS && self.port != 0 && self.port != wanted {
+    const fn of_port(self, wanted: u16, is_exact: bool) -> u32 {
+        if self.of_listeners == HOLDS && self.port != wanted && (self.port != 0 || is_exact) {
             Reason::OutOfScope.index()
         } else {
             self.of_listeners
@@ -227,7 +228,7 @@ fn step<H: Host>(host: &H, packet: Aspect, state: &mut Undecided) -> Option<u64>
     let miss = match (clause.scope(), host.scope()) {
         _ if expires_at != 0 && host.now() >= expires_at => Reason::Expired.index(),
         (ClauseScope::Default, Scope::Listeners) => packet.of_listeners,
-        (ClauseScope::Port(wanted), _) => packet.of_port(wanted),
+        (ClauseScope::Port(wanted), _) => packet.of_port(wanted, matches!(clause.action(), ClauseAction::Allow)),
         _ => packet.of_host,
     };
     if miss != HOLDS {

@@ -446,21 +446,21 @@ fn the_verifier_has_room() {
     if !needs(Privilege::Root) {
         return;
     }
-    let verified = |interval: u64| {
+    let verified = |interval: u64, symbol: &str| {
         let mut loader = EbpfLoader::new();
         loader.override_global("MEASURES_FRAMES", &1_u8, true);
         loader.override_global("RATE_INTERVAL", &interval, true);
         let mut ebpf = loader.load(xdp::PROGRAM).unwrap();
-        let program: &mut Xdp = ebpf.program_mut("mc_proxy").unwrap().try_into().unwrap();
+        let program: &mut Xdp = ebpf.program_mut(symbol).unwrap().try_into().unwrap();
         program.load().unwrap_or_else(|error| panic!("{error}"));
         program.info().unwrap().verified_instruction_count().unwrap()
     };
     for (interval, limit, most) in [(0, "no limit", 300_000), (1, "a limit", 700_000)] {
-        let all = verified(interval);
+        let all = verified(interval, "mc_proxy");
         let two = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 become_nobody();
-                verified(interval)
+                verified(interval, "mc_proxy_guarded")
             });
             thread.join().unwrap()
         });

@@ -344,8 +344,8 @@ fn an_allow_beats_what_comes_after_it_and_nothing_else() {
         // Allowed on one port alone.
         let port = Clause { scope: ClauseScope::Port(LISTENER), ..ALLOW };
         let memory = Memory::new(&[port, host(BLOCK)], Scope::Listeners).limited(false);
-        let is_allowed = kind.port() == Some(LISTENER) || kind == Kind::Hidden;
-        let verdict = if is_allowed { (Reason::Allowed, 0) } else { (Reason::BlockedPrefix, 7) };
+        // What hides its port is not let in for it.
+        let verdict = if kind.port() == Some(LISTENER) { (Reason::Allowed, 0) } else { (Reason::BlockedPrefix, 7) };
         assert_eq!(memory.judge(&kind.frame(true)), verdict, "{kind:?}");
         assert!(memory.asked.take().is_empty(), "nor does who is blocked");
     }

@@ -110,7 +110,7 @@ impl Reference {
             let miss = if rule.expires_at.is_some_and(|at| at.as_millis() <= wall) {
                 Some(Reason::Expired)
             } else {
-                self.miss(rule.key.scope, transport)
+                self.miss(&rule.key, transport)
             };
             if let Some(miss) = miss {
                 outcome.reasons.push(miss);
@@ -141,13 +141,16 @@ impl Reference {
     }
 
     /// Why a rule with a scope is not about a packet.
-    fn miss(&self, scope: RuleScope, transport: Transport) -> Option<Reason> {
+    fn miss(&self, key: &RuleKey, transport: Transport) -> Option<Reason> {
+        let scope = key.scope;
         let everything = (transport == Transport::NeighborDiscovery).then_some(Reason::NeighborDiscovery);
         let of_listeners = |only: Option<u16>| match transport {
             Transport::Tcp { destination, .. } => {
                 let is_listener = destination == LIMITED || destination == LISTENER;
                 (!is_listener || only.is_some_and(|only| only != destination)).then_some(Reason::OutOfScope)
             }
+            // What lets in for one port has to know the port.
+            Transport::Hidden if only.is_some() && key.action == Action::Allow => Some(Reason::OutOfScope),
             Transport::Hidden => None,
             Transport::Other => Some(Reason::OutOfScope),
             Transport::LaterFragment => Some(Reason::LaterFragment),
