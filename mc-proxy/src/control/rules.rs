@@ -160,10 +160,11 @@ impl Thread {
         comments: &HashMap<RuleKey, String>,
         pending: Option<(Pending, Vec<store::Change>)>,
     ) -> Result<(), ControlError> {
-        let rows = changes.iter().map(|change| match change {
+        // What the database has not taken yet comes first: the change is later, and has the last word.
+        let rows = self.unstored.clone().into_iter().chain(changes.iter().map(|change| match change {
             RuleChange::Put(rule) => store::Change::Put(*rule, comments.get(&rule.key).cloned()),
             RuleChange::Remove(key) => store::Change::Remove(*key),
-        });
+        }));
         let needs_countries = changes.iter().any(|change| matches!(change_key(change).subject, Subject::Country(_)));
         let Self { owned, .. } = self;
         let (engine, plane, geoip) = (&mut owned.engine, &mut *owned.plane, owned.geoip.as_ref());
@@ -185,6 +186,7 @@ impl Thread {
             Err(error) => Err(refused_or_failed(error)),
         };
         if result.is_ok() {
+            self.unstored.clear();
             self.unstored.extend(evicted.into_iter().map(store::Change::Remove));
             self.forget_bans(changes);
         } else if is_in_force {
@@ -216,6 +218,16 @@ impl Thread {
             self.needs_rebuild = true;
             return;
         }
+        // What the database has not taken yet holds all the same.
+        let mut unstored: HashMap<RuleKey, Option<Rule>> = HashMap::new();
+        for change in &self.unstored {
+            match change {
+                store::Change::Put(rule, _) => unstored.insert(rule.key, Some(*rule)),
+                store::Change::Remove(key) => unstored.insert(*key, None),
+            };
+        }
+        rules.retain(|rule: &Rule| !unstored.contains_key(&rule.key));
+        rules.extend(unstored.into_values().flatten());
         let config = self.owned.engine_config();
         let geoip = self.owned.geoip.as_ref();
         let prefixes = geoip.map(|geoip| geoip.prefixes_for(&rules)).unwrap_or_default();
@@ -388,12 +400,17 @@ impl Thread {
         self.owned.store.revert_pending().map_err(failed)?;
         self.pending = None;
         let now = moment();
-        let undone = self.owned.engine.apply(&changes, now, &mut *self.owned.plane);
-        if let Err(error) = undone {
-            tracing::error!(error = describe(&error), "a change was taken back in the database only");
-            self.rebuild("a change that could not be taken back");
-        } else if changes.iter().any(|change| matches!(change_key(change).subject, Subject::Country(_))) {
-            self.refresh_countries();
+        match self.owned.engine.apply(&changes, now, &mut *self.owned.plane) {
+            Ok(applied) => {
+                self.unstored.extend(applied.evicted.into_iter().map(store::Change::Remove));
+                if changes.iter().any(|change| matches!(change_key(change).subject, Subject::Country(_))) {
+                    self.refresh_countries();
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = describe(&error), "a change was taken back in the database only");
+                self.rebuild("a change that could not be taken back");
+            }
         }
         self.publish_tables();
         Ok(())

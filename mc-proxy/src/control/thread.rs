@@ -62,7 +62,7 @@ pub(super) struct Thread {
     pub(super) is_troubled: bool,
     /// The change that waits to be confirmed.
     pub(super) pending: Option<store::Pending>,
-    /// Bans that are in force and not in the database yet.
+    /// What is in force and not in the database yet: bans, and that rules have expired.
     pub(super) unstored: Vec<store::Change>,
     /// Whether the tables may differ from the database.
     pub(super) needs_rebuild: bool,

@@ -25,7 +25,7 @@ use crate::{
     xdp::Repairs,
 };
 
-/// Changes of bans that wait for a database that takes none.
+/// Changes that wait for a database that takes none.
 const UNSTORED_MAX: usize = 131_072;
 
 /// The GeoIP database in memory, and its file.
@@ -146,11 +146,8 @@ impl Thread {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => {
                 tracing::debug!(rules = keys.len(), "expired");
-                // Not by the clock: bans that made room for others are among them.
-                if let Err(error) = self.owned.store.apply(keys.into_iter().map(store::Change::Remove)) {
-                    // They hold no longer, and are not loaded again either.
-                    self.tell_trouble(format!("expired rules stay in the database: {}", describe(&error)));
-                }
+                // Behind the bans that the database does not have yet, which may be among them.
+                self.unstored.extend(keys.into_iter().map(store::Change::Remove));
             }
             Err(error) => self.tell_trouble(describe(&error)),
         }
@@ -187,13 +184,13 @@ impl Thread {
         self.publish_tables();
     }
 
-    /// Bans outlive a restart.
+    /// Writes down what is in force already: bans, which outlive a restart, and that rules have expired.
     pub(super) fn store_bans(&mut self) {
         if self.unstored.is_empty() {
             return;
         }
         if let Err(error) = self.owned.store.apply(self.unstored.iter().cloned()) {
-            self.tell_trouble(format!("bans are in force, but not in the database: {}", describe(&error)));
+            self.tell_trouble(format!("bans and expiries are in force, but not in the database: {}", describe(&error)));
             // A database that stays away must not fill the memory: the last ones are the ones that last longest.
             let excess = self.unstored.len().saturating_sub(UNSTORED_MAX);
             self.unstored.drain(..excess);
