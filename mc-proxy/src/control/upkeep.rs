@@ -2,6 +2,7 @@
 //! banned, the GeoIP database is read when its file changes, and programs are kept on their interfaces.
 
 use std::{
+    cell::LazyCell,
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
@@ -12,13 +13,14 @@ use ipnet::IpNet;
 
 use super::{
     ControlError,
-    bans::{has_backend, log_ban},
+    bans::{backend_addresses, has_backend, log_ban},
     rules::moment,
     thread::{Owned, Thread},
 };
 use crate::{
     firewall::{
-        Action, Ban, CountryCode, EngineConfig, FileWatch, GeoIp, GeoIpError, Rule, RuleBook, RuleChange, Subject,
+        Action, Ban, CountryCode, EngineConfig, EngineError, FileWatch, GeoIp, GeoIpError, Rule, RuleBook, RuleChange,
+        Subject,
     },
     store,
     telemetry::describe,
@@ -156,32 +158,45 @@ impl Thread {
     /// Puts bans in force that follow from what connections have reported. The database has them a moment later: a ban
     /// that a crash takes from it would have been forgotten by the next offence anyway, and must not wait for a disk.
     pub(super) fn ban(&mut self) {
-        let Owned { bans, listeners, edge, engine, plane, .. } = &mut self.owned;
-        let is_allowed =
-            |net: &IpNet| engine.covering(net.addr()).iter().any(|covering| covering.rule.key.action == Action::Allow);
-        let now = moment();
-        let found: Vec<Ban> =
-            bans.drain(now.boot, |net| has_backend(listeners, &edge.resolver, net) || is_allowed(net));
-        if found.is_empty() {
-            return;
+        let found: Vec<Ban> = {
+            let Owned { bans, listeners, edge, engine, .. } = &mut self.owned;
+            // Few offences are followed by a ban, and routes may be many.
+            let backends = LazyCell::new(|| backend_addresses(listeners, &edge.resolver));
+            let is_allowed = |net: &IpNet| {
+                engine.covering(net.addr()).iter().any(|covering| covering.rule.key.action == Action::Allow)
+            };
+            bans.drain(moment().boot, |net| has_backend(&backends, net) || is_allowed(net))
+        };
+        if !found.is_empty() {
+            self.put_bans(&found);
+            self.publish_tables();
         }
+    }
+
+    fn put_bans(&mut self, found: &[Ban]) {
+        let Owned { bans, engine, plane, .. } = &mut self.owned;
         let wall = SystemTime::now();
         let rules: Vec<Rule> = found.iter().map(|ban| ban.rule(wall)).collect();
         let changes: Vec<RuleChange> = rules.iter().copied().map(RuleChange::Put).collect();
-        match engine.apply(&changes, now, &mut **plane) {
+        match engine.apply(&changes, moment(), &mut **plane) {
             Ok(applied) => {
                 found.iter().for_each(log_ban);
                 self.unstored.extend(rules.into_iter().map(|rule| store::Change::Put(rule, None)));
                 self.unstored.extend(applied.evicted.into_iter().map(store::Change::Remove));
             }
+            // A source about which there are too many rules must not save the others.
+            Err(EngineError::TooManyRules { .. }) if found.len() > 1 => {
+                let (first, second) = found.split_at(found.len() / 2);
+                self.put_bans(first);
+                self.put_bans(second);
+            }
             Err(error) => {
-                for ban in &found {
+                for ban in found {
                     bans.forget(ban.net);
                 }
                 self.tell_trouble(format!("bans are not in force: {}", describe(&error)));
             }
         }
-        self.publish_tables();
     }
 
     /// Writes down what is in force already: bans, which outlive a restart, and that rules have expired.
