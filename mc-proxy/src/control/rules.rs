@@ -253,6 +253,7 @@ impl Thread {
         let found = lockout::cut_off(
             &protected,
             changes,
+            self.owned.is_host_scope,
             SystemTime::now(),
             |address| engine.covering(address),
             |key, address| lockout::is_about(key, address, || country(address)),
