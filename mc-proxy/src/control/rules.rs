@@ -17,7 +17,7 @@ use super::{
     RuleFilter,
     bans::backend_addresses,
     lockout::{self, Protected},
-    thread::{Thread, answer, failed},
+    thread::{Thread, answer, failed, until},
 };
 use crate::{
     clock,
@@ -149,7 +149,9 @@ impl Thread {
         });
         let waiting = pending.as_ref().map(|(pending, _)| *pending);
         self.write_through(&changes, &comments, pending)?;
-        self.pending = waiting.or(self.pending);
+        if let Some(pending) = waiting {
+            (self.pending, self.pending_until) = (waiting, until(pending.deadline));
+        }
         Ok(summary)
     }
 

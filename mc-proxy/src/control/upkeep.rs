@@ -113,7 +113,8 @@ impl Thread {
         }
         self.expire();
         self.store_bans();
-        if self.pending.is_some_and(|pending| pending.deadline <= SystemTime::now()) {
+        let is_over = self.pending_until.is_some_and(|until| until <= Instant::now());
+        if self.pending.is_some_and(|pending| is_over || pending.deadline <= SystemTime::now()) {
             match self.take_back() {
                 Ok(()) => tracing::warn!("a change was not confirmed in time and has been taken back"),
                 Err(error) => self.tell_trouble(format!("a change that nobody confirmed stays in force: {error}")),
