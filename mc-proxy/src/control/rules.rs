@@ -252,14 +252,23 @@ impl Thread {
         protected.extend(callers.iter().map(|address| (address.to_canonical(), Protected::Caller)));
         let engine = &self.owned.engine;
         let country = |address: IpAddr| self.owned.geoip.as_ref().and_then(|geoip| geoip.country(address));
-        let found = lockout::cut_off(
-            &protected,
-            changes,
-            self.owned.is_host_scope,
-            SystemTime::now(),
-            |address| engine.covering(address),
-            |key, address| lockout::is_about(key, address, || country(address)),
-        );
+        let cut_off = |changes: &[RuleChange]| {
+            lockout::cut_off(
+                &protected,
+                changes,
+                self.owned.is_host_scope,
+                SystemTime::now(),
+                |address| engine.covering(address),
+                |key, address| lockout::is_about(key, address, || country(address)),
+            )
+        };
+        let mut found = cut_off(changes);
+        if found.is_none() && self.pending.is_some() {
+            // What only the change that waits makes harmless does its harm when that is taken back.
+            let inverse = self.inverse()?;
+            let both: Vec<RuleChange> = changes.iter().chain(&inverse).copied().collect();
+            found = cut_off(&both).filter(|found| cut_off(&inverse) != Some(*found));
+        }
         match found {
             None => Ok(()),
             Some((address, Protected::Caller)) => Err(ControlError::Refused(format!(
@@ -390,8 +399,8 @@ impl Thread {
         }
     }
 
-    /// Undoes the change that waits: it is removed from the database and from the tables together.
-    pub(super) fn take_back(&mut self) -> Result<(), ControlError> {
+    /// What undoes the change that waits.
+    fn inverse(&self) -> Result<Vec<RuleChange>, ControlError> {
         let mut changes = Vec::new();
         let collected = self.owned.store.for_each_pending_change(&mut |change| {
             changes.push(match change {
@@ -400,6 +409,12 @@ impl Thread {
             });
         });
         collected.map_err(failed)?;
+        Ok(changes)
+    }
+
+    /// Undoes the change that waits: it is removed from the database and from the tables together.
+    pub(super) fn take_back(&mut self) -> Result<(), ControlError> {
+        let changes = self.inverse()?;
         self.owned.store.revert_pending().map_err(failed)?;
         self.pending = None;
         let now = moment();
