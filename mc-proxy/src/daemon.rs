@@ -131,9 +131,14 @@ impl Running {
         let ports = desired.listeners.iter().map(|listener| (listener.addr.socket().port(), is_limited)).collect();
         let parameters = xdp::Parameters { ports, rate: limit, seed: RandomState::new().hash_one(0) };
         let mut plane = xdp::open(&config.xdp, parameters).map_err(|error| plane_failure(&error))?;
-        // What no rule but the rate limit drops is counted for number 0.
+        // What no rule but the rate limit drops is counted for number 0. The other groups of bans have theirs from the
+        // beginning too: operators' groups must not leave bans without.
         let mut groups = GroupIds::default();
         groups.insert(OffenceKind::Rate.group(), 0);
+        let others = OffenceKind::ALL.into_iter().filter(|kind| *kind != OffenceKind::Rate);
+        for (id, kind) in (1..).zip(others) {
+            groups.insert(kind.group(), id);
+        }
         let engine_config = EngineConfig {
             is_host_scope: config.xdp.scope == config::Scope::Host,
             bans_max: config.firewall.max_bans as usize,

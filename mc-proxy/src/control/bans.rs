@@ -102,13 +102,13 @@ pub(super) fn backend_addresses(listeners: &[Listener], resolver: &Resolver) -> 
     addresses.collect()
 }
 
-/// Whether the address of a backend lies within `net`.
-pub fn has_backend(listeners: &[Listener], resolver: &Resolver, net: &IpNet) -> bool {
-    backend_addresses(listeners, resolver).iter().any(|address| net.contains(address))
+/// Whether one of the backends' addresses lies within `net`.
+pub(super) fn has_backend(backends: &BTreeSet<IpAddr>, net: &IpNet) -> bool {
+    backends.range(net.network()..=net.broadcast()).next().is_some()
 }
 
 /// The log line of a ban that is in force.
-pub fn log_ban(ban: &Ban) {
+pub(super) fn log_ban(ban: &Ban) {
     if let Some(suppressed) = BANS.admit(Instant::now()) {
         let ttl = Duration::from_millis(u64::try_from(ban.ttl.as_millis()).unwrap_or(u64::MAX));
         tracing::info!(source = %ban.net, reason = %ban.kind, ?ttl, suppressed, "banned");
@@ -162,7 +162,7 @@ mod tests {
             Listener { default: Some(target("localhost:80")), ..Listener::new(":80".parse().unwrap()) },
         ];
         let resolver = Resolver::default();
-        let exempt = |net: &IpNet| has_backend(&listeners, &resolver, net);
+        let exempt = |net: &IpNet| has_backend(&backend_addresses(&listeners, &resolver), net);
         let loopback = ["127.0.0.0/8", "::1/128"].map(|net| net.parse::<IpNet>().unwrap());
         assert_eq!(loopback.map(|net| exempt(&net)), [false, false]);
         resolver.lookup("localhost").await.unwrap();

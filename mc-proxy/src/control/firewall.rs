@@ -164,7 +164,7 @@ pub struct Considered {
     pub why: String,
 }
 
-/// What the attached program answers to a crafted SYN.
+/// What the attached program answers to a crafted segment of an established connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelAnswer {
     /// It was run.

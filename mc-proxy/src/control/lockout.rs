@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
-use crate::firewall::{Action, Covering, Rule, RuleChange, RuleKey, Subject};
+use super::rules::change_key;
+use crate::firewall::{Action, Covering, Rule, RuleChange, RuleKey, RuleScope, Subject};
 
 /// Who must not be cut off without being told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,20 +14,28 @@ pub(super) enum Protected {
     Backend,
 }
 
-/// The first of the protected addresses that the changes would have refused and that is not refused now, with what it
-/// is. `covering` tells the rules about an address, `country` whether a country's rule is about it.
+/// The first of the protected addresses of which the changes would have packets refused that are not refused now, with
+/// what it is. `is_host_scope` tells what the default scope is, `covering` the rules about an address, and `is_about`
+/// whether another would be one of these.
 pub(super) fn cut_off(
     protected: &BTreeMap<IpAddr, Protected>,
     changes: &[RuleChange],
+    is_host_scope: bool,
     now: SystemTime,
     covering: impl Fn(IpAddr) -> Vec<Covering>,
     is_about: impl Fn(&RuleKey, IpAddr) -> bool,
 ) -> Option<(IpAddr, Protected)> {
+    // A list has millions of entries, and a proxy may have thousands of backends.
+    let is_near = |change: &&RuleChange| match change_key(change).subject {
+        Subject::Net(net) => protected.range(net.network()..=net.broadcast()).next().is_some(),
+        Subject::Country(_) => true,
+    };
+    let changes: Vec<&RuleChange> = changes.iter().filter(is_near).collect();
     protected.iter().find_map(|(address, who)| {
         let mut rules: BTreeMap<RuleKey, Rule> =
             covering(*address).into_iter().map(|covering| (covering.rule.key, covering.rule)).collect();
-        let before = is_refused(rules.values(), now);
-        for change in changes {
+        let before = refused(&rules, now, is_host_scope);
+        for change in &changes {
             match change {
                 RuleChange::Put(rule) if is_about(&rule.key, *address) => {
                     rules.insert(rule.key, *rule);
@@ -37,7 +46,8 @@ pub(super) fn cut_off(
                 RuleChange::Put(_) | RuleChange::Remove(_) => {}
             }
         }
-        (!before && is_refused(rules.values(), now)).then_some((*address, *who))
+        let is_new = |scope: &RuleScope| !before.iter().any(|known| is_within(*scope, *known, is_host_scope));
+        refused(&rules, now, is_host_scope).iter().any(is_new).then_some((*address, *who))
     })
 }
 
@@ -53,14 +63,27 @@ pub(super) fn is_about(
     }
 }
 
-fn is_refused<'a>(rules: impl Iterator<Item = &'a Rule> + Clone, now: SystemTime) -> bool {
-    let holds = |rule: &&Rule| rule.expires_at.is_none_or(|expiry| !expiry.is_past(now));
-    let mut holding = rules.filter(holds);
-    let mut is_blocked = false;
-    holding.all(|rule| {
-        is_blocked |= rule.key.action == Action::Block;
-        rule.key.action != Action::Allow
-    }) && is_blocked
+/// The scopes of blocks that no allow outweighs.
+fn refused(rules: &BTreeMap<RuleKey, Rule>, now: SystemTime, is_host_scope: bool) -> Vec<RuleScope> {
+    let scopes = |action: Action| -> Vec<RuleScope> {
+        let holds =
+            |rule: &&Rule| rule.key.action == action && rule.expires_at.is_none_or(|expiry| !expiry.is_past(now));
+        rules.values().filter(holds).map(|rule| rule.key.scope).collect()
+    };
+    let allowed = scopes(Action::Allow);
+    let mut blocked = scopes(Action::Block);
+    blocked.retain(|scope| !allowed.iter().any(|allowed| is_within(*scope, *allowed, is_host_scope)));
+    blocked
+}
+
+/// Whether all packets of one scope are of another, too.
+fn is_within(inner: RuleScope, outer: RuleScope, is_host_scope: bool) -> bool {
+    match (inner, outer) {
+        (_, RuleScope::Host) | (RuleScope::Default | RuleScope::Listener(_), RuleScope::Default) => true,
+        (RuleScope::Host, RuleScope::Default) => is_host_scope,
+        (RuleScope::Listener(inner), RuleScope::Listener(outer)) => inner == outer,
+        (RuleScope::Host | RuleScope::Default, RuleScope::Listener(_)) => false,
+    }
 }
 
 #[cfg(test)]
@@ -82,7 +105,7 @@ mod tests {
             about.map(|rule| Covering { rule: *rule, net: "192.0.2.0/24".parse().unwrap() }).collect()
         };
         let now = UNIX_EPOCH + Duration::from_secs(1_000);
-        cut_off(&protected, changes, now, covering, |key, address| is_about(key, address, || "RU".parse().ok()))
+        cut_off(&protected, changes, false, now, covering, |key, address| is_about(key, address, || "RU".parse().ok()))
             .map(|(address, _)| address)
     }
 
@@ -102,6 +125,12 @@ mod tests {
         assert_eq!(ask(&[allow, block], &[RuleChange::Remove(allow.key)]), caller);
         // Already cut off: nothing gets worse.
         assert_eq!(ask(&[block], &[put(rule(Action::Block, "192.0.2.7"))]), None);
+        let scoped = |rule: Rule, scope| Rule { key: RuleKey { scope, ..rule.key }, ..rule };
+        let (host, web) = (RuleScope::Host, RuleScope::Listener(443));
+        assert_eq!(ask(&[scoped(allow, web)], &[put(scoped(block, host))]), caller);
+        assert_eq!(ask(&[scoped(allow, web)], &[put(scoped(block, web))]), None);
+        assert_eq!(ask(&[scoped(block, web)], &[put(scoped(block, host))]), caller);
+        assert_eq!(ask(&[scoped(block, host)], &[put(scoped(block, web))]), None);
         let past = Rule { expires_at: Some(Expiry::from_millis(5)), ..block };
         assert_eq!(ask(&[], &[put(past)]), None);
     }

@@ -15,7 +15,7 @@ mod tests;
 mod thread;
 mod upkeep;
 
-pub use bans::{Bans, has_backend, log_ban};
+pub use bans::Bans;
 pub use drops::{report_violations, tell as tell_drops};
 pub(crate) use firewall::FirewallCommand;
 pub use firewall::{

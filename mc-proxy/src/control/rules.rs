@@ -17,7 +17,7 @@ use super::{
     RuleFilter,
     bans::backend_addresses,
     lockout::{self, Protected},
-    thread::{Thread, answer, failed},
+    thread::{Thread, answer, failed, until},
 };
 use crate::{
     clock,
@@ -149,7 +149,9 @@ impl Thread {
         });
         let waiting = pending.as_ref().map(|(pending, _)| *pending);
         self.write_through(&changes, &comments, pending)?;
-        self.pending = waiting.or(self.pending);
+        if let Some(pending) = waiting {
+            (self.pending, self.pending_until) = (waiting, until(pending.deadline));
+        }
         Ok(summary)
     }
 
@@ -160,10 +162,11 @@ impl Thread {
         comments: &HashMap<RuleKey, String>,
         pending: Option<(Pending, Vec<store::Change>)>,
     ) -> Result<(), ControlError> {
-        let rows = changes.iter().map(|change| match change {
+        // What the database has not taken yet comes first: the change is later, and has the last word.
+        let rows = self.unstored.clone().into_iter().chain(changes.iter().map(|change| match change {
             RuleChange::Put(rule) => store::Change::Put(*rule, comments.get(&rule.key).cloned()),
             RuleChange::Remove(key) => store::Change::Remove(*key),
-        });
+        }));
         let needs_countries = changes.iter().any(|change| matches!(change_key(change).subject, Subject::Country(_)));
         let Self { owned, .. } = self;
         let (engine, plane, geoip) = (&mut owned.engine, &mut *owned.plane, owned.geoip.as_ref());
@@ -185,6 +188,7 @@ impl Thread {
             Err(error) => Err(refused_or_failed(error)),
         };
         if result.is_ok() {
+            self.unstored.clear();
             self.unstored.extend(evicted.into_iter().map(store::Change::Remove));
             self.forget_bans(changes);
         } else if is_in_force {
@@ -216,6 +220,16 @@ impl Thread {
             self.needs_rebuild = true;
             return;
         }
+        // What the database has not taken yet holds all the same.
+        let mut unstored: HashMap<RuleKey, Option<Rule>> = HashMap::new();
+        for change in &self.unstored {
+            match change {
+                store::Change::Put(rule, _) => unstored.insert(rule.key, Some(*rule)),
+                store::Change::Remove(key) => unstored.insert(*key, None),
+            };
+        }
+        rules.retain(|rule: &Rule| !unstored.contains_key(&rule.key));
+        rules.extend(unstored.into_values().flatten());
         let config = self.owned.engine_config();
         let geoip = self.owned.geoip.as_ref();
         let prefixes = geoip.map(|geoip| geoip.prefixes_for(&rules)).unwrap_or_default();
@@ -238,13 +252,23 @@ impl Thread {
         protected.extend(callers.iter().map(|address| (address.to_canonical(), Protected::Caller)));
         let engine = &self.owned.engine;
         let country = |address: IpAddr| self.owned.geoip.as_ref().and_then(|geoip| geoip.country(address));
-        let found = lockout::cut_off(
-            &protected,
-            changes,
-            SystemTime::now(),
-            |address| engine.covering(address),
-            |key, address| lockout::is_about(key, address, || country(address)),
-        );
+        let cut_off = |changes: &[RuleChange]| {
+            lockout::cut_off(
+                &protected,
+                changes,
+                self.owned.is_host_scope,
+                SystemTime::now(),
+                |address| engine.covering(address),
+                |key, address| lockout::is_about(key, address, || country(address)),
+            )
+        };
+        let mut found = cut_off(changes);
+        if found.is_none() && self.pending.is_some() {
+            // What only the change that waits makes harmless does its harm when that is taken back.
+            let inverse = self.inverse()?;
+            let both: Vec<RuleChange> = changes.iter().chain(&inverse).copied().collect();
+            found = cut_off(&both).filter(|found| cut_off(&inverse) != Some(*found));
+        }
         match found {
             None => Ok(()),
             Some((address, Protected::Caller)) => Err(ControlError::Refused(format!(
@@ -375,8 +399,8 @@ impl Thread {
         }
     }
 
-    /// Undoes the change that waits: it is removed from the database and from the tables together.
-    pub(super) fn take_back(&mut self) -> Result<(), ControlError> {
+    /// What undoes the change that waits.
+    fn inverse(&self) -> Result<Vec<RuleChange>, ControlError> {
         let mut changes = Vec::new();
         let collected = self.owned.store.for_each_pending_change(&mut |change| {
             changes.push(match change {
@@ -385,15 +409,26 @@ impl Thread {
             });
         });
         collected.map_err(failed)?;
+        Ok(changes)
+    }
+
+    /// Undoes the change that waits: it is removed from the database and from the tables together.
+    pub(super) fn take_back(&mut self) -> Result<(), ControlError> {
+        let changes = self.inverse()?;
         self.owned.store.revert_pending().map_err(failed)?;
         self.pending = None;
         let now = moment();
-        let undone = self.owned.engine.apply(&changes, now, &mut *self.owned.plane);
-        if let Err(error) = undone {
-            tracing::error!(error = describe(&error), "a change was taken back in the database only");
-            self.rebuild("a change that could not be taken back");
-        } else if changes.iter().any(|change| matches!(change_key(change).subject, Subject::Country(_))) {
-            self.refresh_countries();
+        match self.owned.engine.apply(&changes, now, &mut *self.owned.plane) {
+            Ok(applied) => {
+                self.unstored.extend(applied.evicted.into_iter().map(store::Change::Remove));
+                if changes.iter().any(|change| matches!(change_key(change).subject, Subject::Country(_))) {
+                    self.refresh_countries();
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = describe(&error), "a change was taken back in the database only");
+                self.rebuild("a change that could not be taken back");
+            }
         }
         self.publish_tables();
         Ok(())

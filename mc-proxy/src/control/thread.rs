@@ -62,7 +62,9 @@ pub(super) struct Thread {
     pub(super) is_troubled: bool,
     /// The change that waits to be confirmed.
     pub(super) pending: Option<store::Pending>,
-    /// Bans that are in force and not in the database yet.
+    /// When its time is over whatever becomes of the wall clock.
+    pub(super) pending_until: Option<Instant>,
+    /// What is in force and not in the database yet: bans, and that rules have expired.
     pub(super) unstored: Vec<store::Change>,
     /// Whether the tables may differ from the database.
     pub(super) needs_rebuild: bool,
@@ -89,6 +91,7 @@ pub fn start(owned: Owned, drops: super::Drops) -> std::io::Result<(Control, Joi
         trouble: String::new(),
         is_troubled: false,
         pending,
+        pending_until: pending.and_then(|pending| until(pending.deadline)),
         unstored: Vec::new(),
         needs_rebuild: false,
     };
@@ -291,6 +294,11 @@ impl Thread {
         self.store_bans();
         self.owned.plane.shutdown().map_err(|error| ControlError::Failed(describe(&error)))
     }
+}
+
+/// A moment of the wall clock by the clock that nobody sets.
+pub(super) fn until(deadline: SystemTime) -> Option<Instant> {
+    Instant::now().checked_add(deadline.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 fn with_route(routes: &mut [Route], hostname: &Pattern, change: impl FnOnce(&mut Route)) {

@@ -2,6 +2,7 @@
 //! banned, the GeoIP database is read when its file changes, and programs are kept on their interfaces.
 
 use std::{
+    cell::LazyCell,
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
@@ -12,20 +13,21 @@ use ipnet::IpNet;
 
 use super::{
     ControlError,
-    bans::{has_backend, log_ban},
+    bans::{backend_addresses, has_backend, log_ban},
     rules::moment,
     thread::{Owned, Thread},
 };
 use crate::{
     firewall::{
-        Action, Ban, CountryCode, EngineConfig, FileWatch, GeoIp, GeoIpError, Rule, RuleBook, RuleChange, Subject,
+        Action, Ban, CountryCode, EngineConfig, EngineError, FileWatch, GeoIp, GeoIpError, Rule, RuleBook, RuleChange,
+        Subject,
     },
     store,
     telemetry::describe,
     xdp::Repairs,
 };
 
-/// Changes of bans that wait for a database that takes none.
+/// Changes that wait for a database that takes none.
 const UNSTORED_MAX: usize = 131_072;
 
 /// The GeoIP database in memory, and its file.
@@ -111,7 +113,8 @@ impl Thread {
         }
         self.expire();
         self.store_bans();
-        if self.pending.is_some_and(|pending| pending.deadline <= SystemTime::now()) {
+        let is_over = self.pending_until.is_some_and(|until| until <= Instant::now());
+        if self.pending.is_some_and(|pending| is_over || pending.deadline <= SystemTime::now()) {
             match self.take_back() {
                 Ok(()) => tracing::warn!("a change was not confirmed in time and has been taken back"),
                 Err(error) => self.tell_trouble(format!("a change that nobody confirmed stays in force: {error}")),
@@ -146,11 +149,8 @@ impl Thread {
             Ok(keys) if keys.is_empty() => {}
             Ok(keys) => {
                 tracing::debug!(rules = keys.len(), "expired");
-                // Not by the clock: bans that made room for others are among them.
-                if let Err(error) = self.owned.store.apply(keys.into_iter().map(store::Change::Remove)) {
-                    // They hold no longer, and are not loaded again either.
-                    self.tell_trouble(format!("expired rules stay in the database: {}", describe(&error)));
-                }
+                // Behind the bans that the database does not have yet, which may be among them.
+                self.unstored.extend(keys.into_iter().map(store::Change::Remove));
             }
             Err(error) => self.tell_trouble(describe(&error)),
         }
@@ -159,41 +159,54 @@ impl Thread {
     /// Puts bans in force that follow from what connections have reported. The database has them a moment later: a ban
     /// that a crash takes from it would have been forgotten by the next offence anyway, and must not wait for a disk.
     pub(super) fn ban(&mut self) {
-        let Owned { bans, listeners, edge, engine, plane, .. } = &mut self.owned;
-        let is_allowed =
-            |net: &IpNet| engine.covering(net.addr()).iter().any(|covering| covering.rule.key.action == Action::Allow);
-        let now = moment();
-        let found: Vec<Ban> =
-            bans.drain(now.boot, |net| has_backend(listeners, &edge.resolver, net) || is_allowed(net));
-        if found.is_empty() {
-            return;
+        let found: Vec<Ban> = {
+            let Owned { bans, listeners, edge, engine, .. } = &mut self.owned;
+            // Few offences are followed by a ban, and routes may be many.
+            let backends = LazyCell::new(|| backend_addresses(listeners, &edge.resolver));
+            let is_allowed = |net: &IpNet| {
+                engine.covering(net.addr()).iter().any(|covering| covering.rule.key.action == Action::Allow)
+            };
+            bans.drain(moment().boot, |net| has_backend(&backends, net) || is_allowed(net))
+        };
+        if !found.is_empty() {
+            self.put_bans(&found);
+            self.publish_tables();
         }
+    }
+
+    fn put_bans(&mut self, found: &[Ban]) {
+        let Owned { bans, engine, plane, .. } = &mut self.owned;
         let wall = SystemTime::now();
         let rules: Vec<Rule> = found.iter().map(|ban| ban.rule(wall)).collect();
         let changes: Vec<RuleChange> = rules.iter().copied().map(RuleChange::Put).collect();
-        match engine.apply(&changes, now, &mut **plane) {
+        match engine.apply(&changes, moment(), &mut **plane) {
             Ok(applied) => {
                 found.iter().for_each(log_ban);
                 self.unstored.extend(rules.into_iter().map(|rule| store::Change::Put(rule, None)));
                 self.unstored.extend(applied.evicted.into_iter().map(store::Change::Remove));
             }
+            // A source about which there are too many rules must not save the others.
+            Err(EngineError::TooManyRules { .. }) if found.len() > 1 => {
+                let (first, second) = found.split_at(found.len() / 2);
+                self.put_bans(first);
+                self.put_bans(second);
+            }
             Err(error) => {
-                for ban in &found {
+                for ban in found {
                     bans.forget(ban.net);
                 }
                 self.tell_trouble(format!("bans are not in force: {}", describe(&error)));
             }
         }
-        self.publish_tables();
     }
 
-    /// Bans outlive a restart.
+    /// Writes down what is in force already: bans, which outlive a restart, and that rules have expired.
     pub(super) fn store_bans(&mut self) {
         if self.unstored.is_empty() {
             return;
         }
         if let Err(error) = self.owned.store.apply(self.unstored.iter().cloned()) {
-            self.tell_trouble(format!("bans are in force, but not in the database: {}", describe(&error)));
+            self.tell_trouble(format!("bans and expiries are in force, but not in the database: {}", describe(&error)));
             // A database that stays away must not fill the memory: the last ones are the ones that last longest.
             let excess = self.unstored.len().saturating_sub(UNSTORED_MAX);
             self.unstored.drain(..excess);

@@ -223,7 +223,11 @@ impl Engine {
         if gone.is_empty() {
             return Ok(());
         }
-        self.compiler.remove(&self.book, &gone, now).map_err(|error| self.explain(error))
+        // The book knows of them no more: what is left of them in the tables would not be found again.
+        self.compiler.remove(&self.book, &gone, now).map_err(|error| {
+            self.is_torn = true;
+            explain(&self.book, error)
+        })
     }
 
     /// Makes the tables say what the book says, or else the book what it said before.

@@ -38,6 +38,8 @@ pub(super) struct Log {
     entries: Vec<(IpNet, Option<u32>)>,
     deadlines: Vec<(bool, Expiry, RuleKey)>,
     sizes: Option<Vec<GroupSize>>,
+    /// How many groups had numbers.
+    groups: Option<usize>,
     pub(super) country_rules: Option<BTreeMap<CountryCode, Vec<OwnRule>>>,
     pub(super) prefixes: Option<BTreeMap<CountryCode, Vec<IpNet>>>,
 }
@@ -133,6 +135,7 @@ impl RuleBook {
     }
 
     pub(super) fn own_rule(&mut self, rule: &Rule) -> Result<OwnRule, BookError> {
+        self.log.groups.get_or_insert(self.groups.len());
         let group = self.groups.assign(rule.key.group)?;
         Ok(OwnRule {
             tier: rule.tier(),
@@ -251,6 +254,9 @@ impl RuleBook {
         }
         if let Some(sizes) = log.sizes {
             self.sizes = sizes;
+        }
+        if let Some(known) = log.groups {
+            self.groups.truncate(known);
         }
         if let Some(rules) = log.country_rules {
             self.countries.rules = rules;

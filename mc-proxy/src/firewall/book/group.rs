@@ -8,7 +8,7 @@ use crate::firewall::{Group, Tier};
 /// Groups that have counters of their own.
 pub const GROUPS_MAX: usize = 1024;
 
-/// The number of each group: 0 to [`GROUPS_MAX`] - 1. One that was given stays given.
+/// The number of each group: 0 to [`GROUPS_MAX`] - 1. One that was given stays given, unless the change is taken back.
 #[derive(Clone, Debug, Default)]
 pub struct GroupIds {
     ids: HashMap<Group, u16>,
@@ -57,6 +57,14 @@ impl GroupIds {
         let free = self.groups.iter().position(Option::is_none).unwrap_or(self.groups.len());
         let id = u16::try_from(free).map_err(|_| BookError::TooManyGroups(group))?;
         if self.insert(group, id) { Ok(id) } else { Err(BookError::TooManyGroups(group)) }
+    }
+
+    /// Takes the numbers from `len` on back.
+    pub(super) fn truncate(&mut self, len: usize) {
+        for group in self.groups.iter().skip(len).flatten() {
+            self.ids.remove(group);
+        }
+        self.groups.truncate(len);
     }
 
     /// Every group with its number, by number.
