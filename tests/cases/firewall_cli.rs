@@ -208,6 +208,11 @@ fn watch_and_top_show_what_the_kernel_drops() -> Result<()> {
     let to = [site.v4(PROBE_PORT), site.v6(PROBE_PORT)];
     let sources = vec![attacker.v4, attacker.v6];
     let flood = Flood::udp_of(&attacker.namespace, sources, to, Duration::from_millis(2));
+    let admin = site.edge.admin()?;
+    // IPv6 neighbours may take a second or two to find each other.
+    until("drops of both families", SOON, || {
+        Ok(admin.group("four")?.dropped_packets > 0 && admin.group("six")?.dropped_packets > 0)
+    })?;
     thread::scope(|scope| -> Result<()> {
         let watched = |args: &'static [&'static str]| {
             let site = &site;
