@@ -170,7 +170,6 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
         // Without CAP_PERFMON a spilled pointer must not be overwritten in part, as by a smaller value that is spilled to
         // the same place.
         "-Clink-arg=--llvm-args=-no-stack-slot-sharing".to_owned(),
-        // Without CAP_PERFMON a spilled pointer must not be overwritten in part: nothing shares a place on the stack.
         // Version 3 of the instruction set (Linux 5.12): 32-bit arithmetic and jumps.
         "-Ctarget-cpu=v3".to_owned(),
         // Only tracing programs depend on it; XDP programs are the same for every architecture.

@@ -162,8 +162,10 @@ pub(super) fn kernel_plane(list: &mut Checklist, xdp: &Xdp, capabilities: Capabi
     }
     let missing = if xdp.required { Grade::Bad } else { Grade::Warning };
     kernel(list, missing, &release());
-    for (name, flag) in [("CAP_BPF", CapabilitySet::BPF), ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN)] {
-        if capabilities.contains(flag) {
+    // CAP_SYS_ADMIN contains CAP_BPF, to the daemon too.
+    let bpf = CapabilitySet::BPF | CapabilitySet::SYS_ADMIN;
+    for (name, either) in [("CAP_BPF", bpf), ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN)] {
+        if capabilities.intersects(either) {
             list.good(format!("{name}: this process has it"));
         } else {
             let text = format!("{name}: this process lacks it; add it to AmbientCapabilities of the unit");

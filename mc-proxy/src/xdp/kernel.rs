@@ -105,9 +105,12 @@ impl KernelPlane {
     /// Removes what nobody needs any more: links to interfaces that are no longer configured, pins under names that
     /// interfaces had before, maps of earlier versions.
     fn clean_up(&mut self) -> Result<(), PlaneError> {
+        // One that does not go keeps its pin, for the next start, and does not keep the others.
+        let mut kept_on = Ok(());
         for found in self.leftovers.drain(..) {
-            found.detach()?;
+            kept_on = kept_on.and(found.detach());
         }
+        kept_on?;
         let kept: Vec<_> = self.attachments.iter().filter(|it| it.has_link()).map(|it| it.name.as_str()).collect();
         for (name, path) in self.terms.pins.pinned_links()? {
             if !kept.contains(&name.as_str()) {

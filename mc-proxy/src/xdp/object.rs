@@ -66,10 +66,22 @@ pub(super) fn load(
 ) -> Result<Loaded, PlaneError> {
     shared::remove_foreign(pins)?;
     let constants = Constants::new(config, parameters, sizes);
-    try_load(&constants, sizes, pins, true)
+    let is_guarded = probe::is_guarded();
+    try_load(&constants, sizes, pins, Form { is_modern: true, is_guarded })
         .or_else(|refusal| {
-            let loaded = try_load(&constants, sizes, pins, false).map_err(|_| refusal)?;
+            let loaded =
+                try_load(&constants, sizes, pins, Form { is_modern: false, is_guarded }).map_err(|_| refusal)?;
             tracing::debug!("this kernel does not tell the length of frames: bytes are not counted");
+            Ok(loaded)
+        })
+        .or_else(|refusal: PlaneError| {
+            if is_guarded {
+                return Err(refusal);
+            }
+            // What is easy to follow for the verifier of a process without rights is so for an old one, too.
+            let guarded = |is_modern| try_load(&constants, sizes, pins, Form { is_modern, is_guarded: true });
+            let loaded = guarded(true).or_else(|_| guarded(false)).map_err(|_| refusal)?;
+            tracing::debug!("this kernel takes the program in its guarded form only, which is slower");
             Ok(loaded)
         })
         .map_err(|error: PlaneError| match probe::old_kernel() {
@@ -107,7 +119,17 @@ impl Constants {
     }
 }
 
-fn try_load(constants: &Constants, sizes: &Sizes, pins: &Pins, is_modern: bool) -> Result<Loaded, PlaneError> {
+/// One of the forms of the program.
+#[derive(Clone, Copy)]
+struct Form {
+    /// For Linux 5.18 and later: takes frames of more than one buffer, and measures them.
+    is_modern: bool,
+    /// For a process without `CAP_PERFMON`.
+    is_guarded: bool,
+}
+
+fn try_load(constants: &Constants, sizes: &Sizes, pins: &Pins, form: Form) -> Result<Loaded, PlaneError> {
+    let Form { is_modern, is_guarded } = form;
     let mut loader = EbpfLoader::new();
     let measures_frames = u8::from(is_modern);
     loader
@@ -131,7 +153,7 @@ fn try_load(constants: &Constants, sizes: &Sizes, pins: &Pins, is_modern: bool) 
     }
     let object = if is_modern { OBJECT } else { &PLAIN.0 };
     let mut ebpf = loader.load(object).map_err(|error| PlaneError::caused("making the kernel's maps", error))?;
-    let program = program(&mut ebpf)?;
+    let program = program(&mut ebpf, is_guarded)?;
     program.load().map_err(explain)?;
     let context = |error| PlaneError::caused("using the XDP program", error);
     let fd = program.fd().map_err(|error| PlaneError::caused("using the XDP program", error))?;
@@ -208,8 +230,8 @@ fn verdict(log: &str) -> String {
     lines.join("; ").chars().take(500).collect()
 }
 
-fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, PlaneError> {
-    let symbol = if probe::is_guarded() { GUARDED_SYMBOL } else { SYMBOL };
+fn program(ebpf: &mut Ebpf, is_guarded: bool) -> Result<&mut Xdp, PlaneError> {
+    let symbol = if is_guarded { GUARDED_SYMBOL } else { SYMBOL };
     ebpf.program_mut(symbol)
         .ok_or_else(|| PlaneError::new("the embedded object has no XDP program"))?
         .try_into()

@@ -154,10 +154,16 @@ impl Writer {
     pub(super) fn clear_slot(&mut self, slot: Slot, now: u64) {
         let Some(place) = self.find(slot) else { return };
         let (width, chain_word) = place.table.layout();
-        let Some(word) = self.slot_words(place).and_then(|words| words.get(chain_word)) else { return };
+        let Some(words) = self.slot_words(place) else { return };
+        let Some(word) = words.get(chain_word) else { return };
         let old = word.load(Relaxed);
         let is_last = place.word + width == 8;
         word.store(if is_last { dead() } else { 0 }, Release);
+        // The program's loads have no order among themselves on every machine: an old key must not be found beside the
+        // chain of who gets the place next. No source is in a prefix of ones alone.
+        for key in words.iter().take(chain_word) {
+            key.store(u64::MAX, Relaxed);
+        }
         self.chains.release(chain(old), 1);
         *self.lines.count(place.table) -= 1;
         if width > 1 {
