@@ -181,11 +181,15 @@ impl Aspect {
         Self { port: packed as u16, of_listeners: packed >> 16 & 0xff, of_host: packed >> 24 }
     }
 
-    /// Why a clause about one port does not hold. A packet that hides its port may be for this one; what lets in has to
-    /// know.
+    /// Why a clause about listeners, or one of them, does not hold. A packet that hides its port may be for any; what lets
+    /// in has to know.
     #[inline(always)]
-    const fn of_port(self, wanted: u16, is_exact: bool) -> u32 {
-        if self.of_listeners == HOLDS && self.port != wanted && (self.port != 0 || is_exact) {
+    const fn of_ports(self, wanted: Option<u16>, is_exact: bool) -> u32 {
+        let is_other = match wanted {
+            Some(wanted) => self.port != wanted && self.port != 0,
+            None => false,
+        };
+        if self.of_listeners == HOLDS && (is_other || is_exact && self.port == 0) {
             Reason::OutOfScope.index()
         } else {
             self.of_listeners
@@ -225,10 +229,11 @@ fn step<H: Host>(host: &H, packet: Aspect, state: &mut Undecided) -> Option<u64>
     let clause = Packed::read(host.clause(state.next)?);
     state.next = clause.next();
     let expires_at = clause.expires_at();
+    let is_allow = matches!(clause.action(), ClauseAction::Allow);
     let miss = match (clause.scope(), host.scope()) {
         _ if expires_at != 0 && host.now() >= expires_at => Reason::Expired.index(),
-        (ClauseScope::Default, Scope::Listeners) => packet.of_listeners,
-        (ClauseScope::Port(wanted), _) => packet.of_port(wanted, matches!(clause.action(), ClauseAction::Allow)),
+        (ClauseScope::Default, Scope::Listeners) => packet.of_ports(None, is_allow),
+        (ClauseScope::Port(wanted), _) => packet.of_ports(Some(wanted), is_allow),
         _ => packet.of_host,
     };
     if miss != HOLDS {

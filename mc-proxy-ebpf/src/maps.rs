@@ -85,6 +85,26 @@ fn decide<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, chain: u32, packe
     verdict::decide(host, chain, packet)
 }
 
+#[inline(never)]
+fn admit<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, source: Source) -> bool {
+    spend(host, source)
+}
+
+#[inline(always)]
+fn spend<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, source: Source) -> bool {
+    let limit = RateLimit {
+        interval: RATE_INTERVAL.load(),
+        window: RATE_WINDOW.load(),
+        prefix_v4: RATE_PREFIX_V4.load(),
+        prefix_v6: RATE_PREFIX_V6.load(),
+    };
+    let key = limit.key(source);
+    match host.shared(&RATES, rate::home(key, SEED.load()) & (RATE_LINES - 1)) {
+        Some(line) => rate::spend(&limit, line, key, host.now()) != Admission::Limited,
+        None => true,
+    }
+}
+
 /// The maps, for one run of the program.
 pub(crate) struct KernelHost<'ctx, const GUARDED: bool> {
     ctx: &'ctx XdpContext,
@@ -226,16 +246,6 @@ impl<const GUARDED: bool> Host for KernelHost<'_, GUARDED> {
 
     #[inline(always)]
     fn admit(&self, source: Source) -> bool {
-        let limit = RateLimit {
-            interval: RATE_INTERVAL.load(),
-            window: RATE_WINDOW.load(),
-            prefix_v4: RATE_PREFIX_V4.load(),
-            prefix_v6: RATE_PREFIX_V6.load(),
-        };
-        let key = limit.key(source);
-        match self.shared(&RATES, rate::home(key, SEED.load()) & (RATE_LINES - 1)) {
-            Some(line) => rate::spend(&limit, line, key, self.now()) != Admission::Limited,
-            None => true,
-        }
+        if GUARDED { admit(self, source) } else { spend(self, source) }
     }
 }

@@ -231,6 +231,15 @@ fn expected(list: &[Clause], scope: Scope, kind: Kind, admits: Option<bool>) -> 
         let everything = (kind == Kind::NeighborDiscovery).then_some(Reason::NeighborDiscovery);
         let miss = match clause.scope {
             _ if clause.expires_at != 0 && clause.expires_at <= NOW => Some(Reason::Expired),
+            // What lets in for ports has to know the port.
+            ClauseScope::Port(_) if kind == Kind::Hidden && clause.action == ClauseAction::Allow => {
+                Some(Reason::OutOfScope)
+            }
+            ClauseScope::Default
+                if scope == Scope::Listeners && kind == Kind::Hidden && clause.action == ClauseAction::Allow =>
+            {
+                Some(Reason::OutOfScope)
+            }
             ClauseScope::Port(port) => kind.miss(Some(port)),
             ClauseScope::Default if scope == Scope::Listeners => kind.miss(None),
             ClauseScope::Default | ClauseScope::Host => everything,

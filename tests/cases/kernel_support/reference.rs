@@ -149,8 +149,8 @@ impl Reference {
                 let is_listener = destination == LIMITED || destination == LISTENER;
                 (!is_listener || only.is_some_and(|only| only != destination)).then_some(Reason::OutOfScope)
             }
-            // What lets in for one port has to know the port.
-            Transport::Hidden if only.is_some() && key.action == Action::Allow => Some(Reason::OutOfScope),
+            // What lets in for ports has to know the port.
+            Transport::Hidden if key.action == Action::Allow => Some(Reason::OutOfScope),
             Transport::Hidden => None,
             Transport::Other => Some(Reason::OutOfScope),
             Transport::LaterFragment => Some(Reason::LaterFragment),

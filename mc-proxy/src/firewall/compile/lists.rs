@@ -177,5 +177,12 @@ fn overrules(earlier: &Clause, later: &Clause, is_host: bool) -> bool {
         (ClauseScope::Default, _) => is_host,
         (ClauseScope::Port(port), later) => later == ClauseScope::Port(port),
     };
-    decides && lasts && is_wider
+    // A packet that hides its port is let in by no rule that asks for one, and may meet every other such rule.
+    let asks = match earlier.scope {
+        ClauseScope::Host => false,
+        ClauseScope::Default => !is_host,
+        ClauseScope::Port(_) => true,
+    };
+    let is_same = earlier.action != ClauseAction::Allow || later.action == ClauseAction::Allow || !asks;
+    decides && lasts && is_wider && is_same
 }
