@@ -431,6 +431,10 @@ impl Thread {
             }
         }
         self.publish_tables();
+        if self.needs_rebuild {
+            let why = "the change is taken back in the database, and the tables could not be made anew; trying again";
+            return Err(ControlError::Failed(why.to_owned()));
+        }
         Ok(())
     }
 

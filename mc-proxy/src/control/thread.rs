@@ -292,6 +292,10 @@ impl Thread {
 
     fn stop(&mut self) -> Result<(), ControlError> {
         self.store_bans();
+        if let Some(pending) = self.pending {
+            let why = "a change that waits to be confirmed stays in force until the daemon runs again";
+            tracing::warn!(change = pending.id, why, "stopping");
+        }
         self.owned.plane.shutdown().map_err(|error| ControlError::Failed(describe(&error)))
     }
 }

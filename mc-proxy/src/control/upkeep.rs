@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     firewall::{
-        Action, Ban, CountryCode, EngineConfig, EngineError, FileWatch, GeoIp, GeoIpError, Rule, RuleBook, RuleChange,
-        Subject,
+        Action, Ban, CountryCode, Covering, EngineConfig, EngineError, FileWatch, GeoIp, GeoIpError, Rule, RuleBook,
+        RuleChange, RuleScope, Subject,
     },
     store,
     telemetry::describe,
@@ -108,6 +108,10 @@ impl Thread {
     pub(super) fn tick(&mut self) {
         self.is_troubled = false;
         self.keep_attached();
+        let limiter = &self.owned.edge.firewall.limiter;
+        if limiter.limit().interval != 0 {
+            limiter.set_second(self.owned.plane.status().is_active);
+        }
         if self.needs_rebuild {
             self.rebuild("an earlier failure");
         }
@@ -164,7 +168,11 @@ impl Thread {
             // Few offences are followed by a ban, and routes may be many.
             let backends = LazyCell::new(|| backend_addresses(listeners, &edge.resolver));
             let is_allowed = |net: &IpNet| {
-                engine.covering(net.addr()).iter().any(|covering| covering.rule.key.action == Action::Allow)
+                let now = SystemTime::now();
+                engine.covering(net.addr()).iter().any(|Covering { rule, .. }| {
+                    let holds = rule.expires_at.is_none_or(|expiry| !expiry.is_past(now));
+                    rule.key.action == Action::Allow && holds && !matches!(rule.key.scope, RuleScope::Listener(_))
+                })
             };
             bans.drain(moment().boot, |net| has_backend(&backends, net) || is_allowed(net))
         };

@@ -9,7 +9,11 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 
@@ -26,6 +30,8 @@ use crate::xdp::PlaneError;
 const ATTEMPTS_MAX: usize = 8;
 /// Longest wait for look-ups of this process that are under way.
 const READERS_LIMIT: Duration = Duration::from_secs(2);
+/// A change that takes longer is followed by a wait for the look-ups that were under way.
+const LONG_CHANGE: Duration = Duration::from_millis(500);
 /// From so many changed prefixes on it may be quicker to write everything.
 const SWEEP_FROM: usize = 1_000;
 
@@ -252,7 +258,15 @@ impl Engine {
             memory.readers.wait(READERS_LIMIT);
             generations.settle()
         };
-        let error = match self.compiler.change(&self.book, &nets, now, &mut || settle(generations)) {
+        let began = Instant::now();
+        let changed = self.compiler.change(&self.book, &nets, now, &mut || settle(generations));
+        // What the change has freed counts as cold from a moment after its beginning on: after a long one nobody may be
+        // reading it any more.
+        if began.elapsed() >= LONG_CHANGE && settle(generations).is_err() {
+            // No look-up takes so long.
+            std::thread::sleep(Duration::from_nanos(GRACE));
+        }
+        let error = match changed {
             Ok(()) => {
                 self.book.settle(now.boot.saturating_add(GRACE));
                 return Ok(());

@@ -56,7 +56,10 @@ impl Installed {
             let mut file = BufWriter::new(File::create(&path)?);
             for (number, is_ipv6, is_prefixes) in &sets {
                 let family = if *is_ipv6 { "inet6" } else { "inet" };
-                writeln!(file, "create mcbench{number} {} family {family} maxelem 2097152", kind(*is_prefixes))?;
+                // As large as it becomes: otherwise it is rehashed again and again while it is filled.
+                let hashes = tables.get(*number).map_or(1024, |table| table.count.next_power_of_two().max(1024));
+                let kind = kind(*is_prefixes);
+                writeln!(file, "create mcbench{number} {kind} family {family} hashsize {hashes} maxelem 2097152")?;
             }
             for (number, table) in tables.iter().enumerate() {
                 table.write(&mut file, &format!("add mcbench{number} "), "\n")?;
