@@ -263,8 +263,7 @@ impl Engine {
         // What the change has freed counts as cold from a moment after its beginning on: after a long one nobody may be
         // reading it any more.
         if began.elapsed() >= LONG_CHANGE && settle(generations).is_err() {
-            // No look-up takes so long.
-            std::thread::sleep(Duration::from_nanos(GRACE));
+            outlast_readers();
         }
         let error = match changed {
             Ok(()) => {
@@ -303,6 +302,12 @@ impl Engine {
     fn explain(&self, error: CompileError) -> EngineError {
         explain(&self.book, error)
     }
+}
+
+/// No look-up takes so long.
+#[expect(clippy::disallowed_methods, reason = "this is the control thread, which has no connections")]
+fn outlast_readers() {
+    std::thread::sleep(Duration::from_nanos(GRACE));
 }
 
 /// Prepares, fills and commits tables for a book; with `larger`, of more than these sizes in one respect.

@@ -108,7 +108,8 @@ impl KernelPlane {
         // One that does not go keeps its pin, for the next start, and does not keep the others.
         let mut kept_on = Ok(());
         for found in self.leftovers.drain(..) {
-            kept_on = kept_on.and(found.detach());
+            let detached = found.detach();
+            kept_on = kept_on.and(detached);
         }
         kept_on?;
         let kept: Vec<_> = self.attachments.iter().filter(|it| it.has_link()).map(|it| it.name.as_str()).collect();
