@@ -19,12 +19,14 @@ use crate::{frame::XdpCursor, maps::KernelHost};
 
 /// Passes or drops a frame.
 #[xdp(frags)]
+#[inline(always)]
 pub fn mc_proxy(ctx: XdpContext) -> u32 {
     run::<false>(&ctx)
 }
 
 /// The same for a daemon without `CAP_PERFMON`: what [`mc_proxy`] does, in a form that the verifier accepts then.
 #[xdp(frags)]
+#[inline(always)]
 pub fn mc_proxy_guarded(ctx: XdpContext) -> u32 {
     run::<true>(&ctx)
 }

@@ -68,26 +68,30 @@ static RATE_PREFIX_V6: Global<u8> = Global::new(64);
 static MEASURES_FRAMES: Global<u8> = Global::new(0);
 
 // Functions of their own: nothing of the packet lives on their stacks, where without `CAP_PERFMON` a pointer that was
-// spilled must not be overwritten in part.
+// spilled must not be overwritten in part. Their names are fixed, because mangled ones depend on where the sources are.
 
 #[inline(never)]
-fn find4<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, addr: u32) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn mc_proxy_find4(host: &KernelHost<'_, true>, addr: u32) -> u32 {
     table::find4(host, addr)
 }
 
 #[inline(never)]
-fn find6<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, source: Source) -> u32 {
-    table::find6(host, source)
+#[unsafe(no_mangle)]
+extern "C" fn mc_proxy_find6(host: &KernelHost<'_, true>, high: u64, low: u64) -> u32 {
+    table::find6(host, Source { high, low })
 }
 
 #[inline(never)]
-fn decide<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, chain: u32, packet: u32) -> u64 {
+#[unsafe(no_mangle)]
+extern "C" fn mc_proxy_decide(host: &KernelHost<'_, true>, chain: u32, packet: u32) -> u64 {
     verdict::decide(host, chain, packet)
 }
 
 #[inline(never)]
-fn admit<const GUARDED: bool>(host: &KernelHost<'_, GUARDED>, source: Source) -> bool {
-    spend(host, source)
+#[unsafe(no_mangle)]
+extern "C" fn mc_proxy_admit(host: &KernelHost<'_, true>, high: u64, low: u64) -> bool {
+    spend(host, Source { high, low })
 }
 
 #[inline(always)]
@@ -133,6 +137,14 @@ impl<'ctx, const GUARDED: bool> KernelHost<'ctx, GUARDED> {
         }
         // SAFETY: the context is the one that the kernel passed to the program.
         unsafe { bpf_xdp_get_buff_len(self.ctx.ctx) }
+    }
+
+    /// The same; called where `GUARDED` is `true` only.
+    #[inline(always)]
+    fn guarded(&self) -> &KernelHost<'ctx, true> {
+        const { assert!(size_of::<Self>() == size_of::<KernelHost<'ctx, true>>()) }
+        // SAFETY: the parameter is in no field: both are one type in memory, and here even by name.
+        unsafe { &*core::ptr::from_ref(self).cast() }
     }
 
     /// An element of a map.
@@ -202,17 +214,17 @@ impl<const GUARDED: bool> Host for KernelHost<'_, GUARDED> {
 
     #[inline(always)]
     fn find4(&self, addr: u32) -> u32 {
-        if GUARDED { find4(self, addr) } else { table::find4(self, addr) }
+        if GUARDED { mc_proxy_find4(self.guarded(), addr) } else { table::find4(self, addr) }
     }
 
     #[inline(always)]
     fn find6(&self, source: Source) -> u32 {
-        if GUARDED { find6(self, source) } else { table::find6(self, source) }
+        if GUARDED { mc_proxy_find6(self.guarded(), source.high, source.low) } else { table::find6(self, source) }
     }
 
     #[inline(always)]
     fn decide(&self, chain: u32, packet: u32) -> u64 {
-        if GUARDED { decide(self, chain, packet) } else { verdict::decide(self, chain, packet) }
+        if GUARDED { mc_proxy_decide(self.guarded(), chain, packet) } else { verdict::decide(self, chain, packet) }
     }
 
     #[inline(always)]
@@ -246,6 +258,6 @@ impl<const GUARDED: bool> Host for KernelHost<'_, GUARDED> {
 
     #[inline(always)]
     fn admit(&self, source: Source) -> bool {
-        if GUARDED { admit(self, source) } else { spend(self, source) }
+        if GUARDED { mc_proxy_admit(self.guarded(), source.high, source.low) } else { spend(self, source) }
     }
 }
