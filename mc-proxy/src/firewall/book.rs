@@ -172,13 +172,6 @@ impl RuleBook {
         self.entries.len()
     }
 
-    /// When the next rule expires.
-    pub fn next_expiry(&self) -> Option<Expiry> {
-        let first = |set: &BTreeSet<(Expiry, RuleKey)>| set.first().map(|(at, _)| *at);
-        let next = first(&self.deadlines).into_iter().chain(first(&self.bans)).min();
-        next.filter(|at| *at < Expiry::MAX)
-    }
-
     /// Rules that have expired at `wall`, in milliseconds since the Unix epoch.
     pub fn expired(&self, wall: u64) -> Vec<RuleKey> {
         let past = |(at, _): &&(Expiry, RuleKey)| at.as_millis() <= wall;

@@ -1,7 +1,8 @@
 //! Where things are in the BPF file system.
 //!
 //! ```text
-//! <xdp.pin_path>/maps/<NAME>        counters, rate limits, ports, events: what outlives a generation and a daemon
+//! <xdp.pin_path>/maps/<NAME>        counters, ports, events, rate limits: what outlives a generation; the next daemon goes
+//!                                  on with the counters by reason alone
 //!                links/<interface>  the attachment; as long as it is there the program runs
 //! ```
 //! The tables of the rules are not pinned: the program keeps them, and each generation has its own.
