@@ -25,7 +25,7 @@ use crate::{
     firewall::Judgement,
     net::{
         addr::{ClientAddr, PeerAddr},
-        dial::{DialError, dial},
+        dial::{Dial, DialError, dial},
         relay::{self, Ended},
         socket::Socket,
     },
@@ -171,7 +171,8 @@ async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Soc
     let mut outcome = Outcome::DialFailed;
     for backend in backends.iter().cycle().skip(start % backends.len().max(1)).take(backends.len()) {
         let edge = record.edge();
-        match dial(backend, &edge.resolver, hello, edge.proxy.connect_timeout).await {
+        let attempt = Dial { backend, first: hello, source: None, mark: None, timeout: edge.proxy.connect_timeout };
+        match dial(&attempt, &edge.resolver).await {
             Ok(socket) => {
                 record.backend = Some(backend.clone());
                 return Ok(socket);
