@@ -36,6 +36,7 @@ use crate::{
     firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
     net::{
         listener::{self, Bound},
+        relay::Drain,
         resolve::Resolver,
     },
     store::{Difference, Store, StoreError},
@@ -46,6 +47,10 @@ use crate::{
 
 /// Differences between file and database that are listed at start: a database of a million bans is one line.
 const MAX_DIFFERENCES: usize = 50;
+
+/// A pair that has been quiet for this part of the shutdown timeout is told that there will be no more: late enough for
+/// an answer that is being made, early enough for the sides to end by themselves.
+const QUIET_SHARE: u32 = 3;
 
 /// Why the daemon did not start or did not end well, in words for one line on stderr.
 #[derive(Debug, thiserror::Error)]
@@ -185,7 +190,8 @@ impl Running {
         let (control, control_thread) = control::start(owned, drops)
             .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
 
-        let shutdown = Shutdown::default();
+        let quiet = config.proxy.shutdown_timeout / QUIET_SHARE;
+        let shutdown = Shutdown { drain: Drain::new(CancellationToken::new(), quiet), force: CancellationToken::new() };
         let workers = start_workers(&edge, &listening, bound, &shutdown)
             .map_err(|error| Failure::because(Exit::Failure, "starting the workers", &error))?;
         Ok(Self { config, control, control_thread, workers, shutdown, admin, edge, events })
@@ -194,7 +200,8 @@ impl Running {
     async fn serve(self, mut signals: Signals) -> Result<(), Failure> {
         let admin_stop = CancellationToken::new();
         let admin = self.admin.map(|socket| {
-            let serving = admin::serve(socket, self.control.clone(), self.shutdown.drain.clone(), admin_stop.clone());
+            let serving =
+                admin::serve(socket, self.control.clone(), self.shutdown.drain.token().clone(), admin_stop.clone());
             tokio::task::spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(error = describe(&error), "the admin API has ended");
@@ -374,7 +381,7 @@ async fn reload(control: &Control, notifier: &mut Notifier) {
 
 /// Lets connections end by themselves, for so long; a second signal ends the patience.
 async fn drain(workers: Vec<Worker>, shutdown: &Shutdown, patience: std::time::Duration, signals: &mut Signals) {
-    shutdown.drain.cancel();
+    shutdown.drain.begin();
     let ended = tokio::task::spawn_blocking(move || workers.into_iter().filter_map(|w| w.join().err()).count());
     tokio::pin!(ended);
     let forced = tokio::select! {

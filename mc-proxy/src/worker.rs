@@ -17,10 +17,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    conn::{self, Edge, Listening, Outcome},
+    conn::{self, Edge, Listening, Local, Outcome},
     net::{
         addr::PeerAddr,
         listener::{BACKLOG, Bound, Listener},
+        relay::Drain,
         socket::Socket,
     },
     telemetry::limit::LineLimit,
@@ -47,10 +48,10 @@ pub struct Worker {
 }
 
 /// How workers are told to end.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Shutdown {
     /// Accept no more, and end when the last connection has.
-    pub drain: CancellationToken,
+    pub drain: Drain,
     /// Cut the connections that are left.
     pub force: CancellationToken,
 }
@@ -104,9 +105,10 @@ impl Worker {
 
 async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdown: Shutdown, beats: Arc<AtomicU64>) {
     let connections = TaskTracker::new();
+    let local = Arc::new(Local { edge, drain: shutdown.drain.child() });
     for (listening, listener) in listeners {
-        let acceptor = Acceptor { edge: Arc::clone(&edge), listening, listener, connections: connections.clone() };
-        connections.spawn(acceptor.run(shutdown.drain.clone()));
+        let acceptor = Acceptor { local: Arc::clone(&local), listening, listener, connections: connections.clone() };
+        connections.spawn(acceptor.run());
     }
     connections.close();
     let beat = async {
@@ -125,15 +127,15 @@ async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdo
 }
 
 struct Acceptor {
-    edge: Arc<Edge>,
+    local: Arc<Local>,
     listening: Arc<Listening>,
     listener: Listener,
     connections: TaskTracker,
 }
 
 impl Acceptor {
-    async fn run(self, drain: CancellationToken) {
-        let mut drained = std::pin::pin!(drain.cancelled());
+    async fn run(self) {
+        let mut drained = std::pin::pin!(self.local.drain.begun());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -162,11 +164,11 @@ impl Acceptor {
     fn serve(&self, fd: std::os::fd::OwnedFd, peer: PeerAddr) {
         match self.listening.admit() {
             Some(permit) => {
-                self.connections.spawn(conn::run(Arc::clone(&self.edge), permit, fd, peer));
+                self.connections.spawn(conn::run(Arc::clone(&self.local), permit, fd, peer));
             }
             None => {
                 drop(Socket::new(fd));
-                self.edge.counters.count(Outcome::OverLimit, 0, 0);
+                self.local.edge.counters.count(Outcome::OverLimit, 0, 0);
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     control::Drops,
     desired::{Listener, Protocol},
     firewall::Firewall,
-    net::{addr::ListenAddr, resolve::Resolver},
+    net::{addr::ListenAddr, relay::Drain, resolve::Resolver},
     route::RouteTable,
 };
 
@@ -40,6 +40,15 @@ pub struct Edge {
     pub drops: Drops,
     /// Deadlines.
     pub proxy: Proxy,
+}
+
+/// What the connections of one worker share. The counts of its references stay on the worker's core.
+#[derive(Debug)]
+pub struct Local {
+    /// Of the daemon.
+    pub edge: Arc<Edge>,
+    /// Begins when the daemon is about to end.
+    pub drain: Drain,
 }
 
 /// A listener as connections see it.

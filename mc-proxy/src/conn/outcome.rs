@@ -19,7 +19,9 @@ pub enum Outcome {
     BackendReset,
     /// No byte for the idle timeout.
     Idle,
-    /// Still open when the shutdown timeout was over.
+    /// Quiet during the shutdown: both sides were told by FIN, and have ended.
+    Told,
+    /// Still open when the shutdown timeout was over, or going on after it was told.
     Forced,
     /// The listener was at its limit.
     OverLimit,
@@ -57,7 +59,7 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -71,6 +73,7 @@ impl Outcome {
         Self::ClientReset,
         Self::BackendReset,
         Self::Idle,
+        Self::Told,
         Self::Forced,
         Self::DialFailed,
         Self::DialTimeout,
@@ -101,6 +104,7 @@ impl Outcome {
             Self::ClientReset => "client_reset",
             Self::BackendReset => "backend_reset",
             Self::Idle => "idle_timeout",
+            Self::Told => "told",
             Self::Forced => "forced",
             Self::OverLimit => "over_limit",
             Self::BlockedAddress => "blocked_address",
@@ -133,6 +137,7 @@ impl Outcome {
             | Self::ClientReset
             | Self::BackendReset
             | Self::Idle
+            | Self::Told
             | Self::Forced
             | Self::OverLimit
             | Self::ClientGone
@@ -143,7 +148,12 @@ impl Outcome {
 
     /// Whether bytes were relayed, in contrast to a connection that was refused.
     pub fn was_relayed(self) -> bool {
-        matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset | Self::Idle | Self::Forced)
+        matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset | Self::Idle | Self::Told | Self::Forced)
+    }
+
+    /// Whether both sides have ended in order, so that the client's socket is closed and not reset.
+    pub fn is_orderly(self) -> bool {
+        matches!(self, Self::Closed | Self::Told)
     }
 }
 
@@ -154,6 +164,8 @@ impl From<Ended> for Outcome {
             Ended::ClientFailed => Self::ClientReset,
             Ended::BackendFailed => Self::BackendReset,
             Ended::Idle => Self::Idle,
+            Ended::Told => Self::Told,
+            Ended::CutOff => Self::Forced,
         }
     }
 }
@@ -202,6 +214,6 @@ mod tests {
             counters.count(outcome, 1, 2);
         }
         assert!(counters.outcomes().iter().all(|(_, count)| *count == 1));
-        assert_eq!(counters.bytes(), (34, 68));
+        assert_eq!(counters.bytes(), (Outcome::ALL.len() as u64, 2 * Outcome::ALL.len() as u64));
     }
 }

@@ -17,7 +17,7 @@ use std::{cell::Cell, future::poll_fn, os::fd::OwnedFd, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Edge, Outcome, Permit, record::Record};
+use super::{Local, Outcome, Permit, record::Record};
 use crate::{
     clock,
     config::Refuse,
@@ -26,18 +26,18 @@ use crate::{
     net::{
         addr::{ClientAddr, PeerAddr},
         dial::{Dial, DialError, dial},
-        relay::{self, Ended},
+        relay,
         socket::Socket,
     },
     tls::{ClientHelloReader, MAX_WIRE, Progress, UNRECOGNIZED_NAME_ALERT},
 };
 
 /// Takes an accepted connection to its end.
-pub async fn run(edge: Arc<Edge>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
+pub async fn run(local: Arc<Local>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
     let mut client = Socket::new(fd);
-    let mut record = Record::new(edge, permit, ClientAddr::from_peer(peer));
+    let mut record = Record::new(local, permit, ClientAddr::from_peer(peer));
     let outcome = serve(&mut client, &mut record).await;
-    if outcome == Outcome::Closed {
+    if outcome.is_orderly() {
         client.close();
     } else {
         drop(client);
@@ -76,8 +76,9 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
     record.transferred.client = hello.len() as u64;
     drop(hello);
     let idle = record.edge().proxy.idle_timeout;
-    let ended = relay::run(client, &mut backend, idle, &mut record.transferred).await;
-    if ended == Ended::Closed {
+    let local = Arc::clone(record.local());
+    let ended = relay::run(client, &mut backend, idle, &local.drain, &mut record.transferred).await;
+    if ended.is_orderly() {
         backend.close();
     }
     ended.into()

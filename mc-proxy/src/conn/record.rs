@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
-use super::{Edge, Outcome, Permit};
+use super::{Edge, Local, Outcome, Permit};
 use crate::{
     control::{DropEvent, Plane},
     desired::Protocol,
@@ -24,7 +24,7 @@ static DIAL_WARNINGS: LineLimit = LineLimit::per_second(10);
 /// What is known of a connection so far. Dropped without [`Self::finish`] it was cut off by the shutdown, and says so.
 #[derive(Debug)]
 pub(super) struct Record {
-    edge: Arc<Edge>,
+    local: Arc<Local>,
     permit: Permit,
     started_at: Instant,
     is_finished: bool,
@@ -39,9 +39,9 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(edge: Arc<Edge>, permit: Permit, client: ClientAddr) -> Self {
+    pub(super) fn new(local: Arc<Local>, permit: Permit, client: ClientAddr) -> Self {
         Self {
-            edge,
+            local,
             permit,
             started_at: Instant::now(),
             is_finished: false,
@@ -55,7 +55,11 @@ impl Record {
     }
 
     pub(super) fn edge(&self) -> &Edge {
-        &self.edge
+        &self.local.edge
+    }
+
+    pub(super) fn local(&self) -> &Arc<Local> {
+        &self.local
     }
 
     pub(super) fn permit(&self) -> &Permit {
@@ -89,20 +93,20 @@ impl Record {
             && !self.is_allowed
             && (is_tls || kind != OffenceKind::ServerName)
         {
-            self.edge.offences.report(self.client.ip(), kind);
+            self.edge().offences.report(self.client.ip(), kind);
         }
     }
 
     /// Tells watchers of a connection that the firewall has refused.
     pub(super) fn tell_drop(&self, outcome: Outcome) {
         // Nothing is made for nobody.
-        if self.edge.drops.receiver_count() == 0 {
+        if self.edge().drops.receiver_count() == 0 {
             return;
         }
         let listener = self.permit.listener();
-        let group = self.edge.firewall.groups.name(self.group.unwrap_or_default());
+        let group = self.edge().firewall.groups.name(self.group.unwrap_or_default());
         // The last watcher may just have gone.
-        drop(self.edge.drops.send(DropEvent {
+        drop(self.edge().drops.send(DropEvent {
             at: SystemTime::now(),
             interface: listener.addr.to_string(),
             reason: outcome.reason(),
@@ -123,7 +127,7 @@ impl Record {
     fn write(&mut self, outcome: Outcome) {
         self.is_finished = true;
         let Transferred { client, backend } = self.transferred;
-        self.edge.counters.count(outcome, client, backend);
+        self.edge().counters.count(outcome, client, backend);
         macro_rules! log {
             ($level:ident, $message:literal) => {
                 tracing::$level!(
@@ -132,7 +136,7 @@ impl Record {
                     sni = self.server_name.as_ref().map(tracing::field::display),
                     backend = self.backend.as_ref().map(tracing::field::display),
                     reason = outcome.reason(),
-                    group = self.group.and_then(|group| self.edge.firewall.groups.name(group)).map(tracing::field::display),
+                    group = self.group.and_then(|group| self.edge().firewall.groups.name(group)).map(tracing::field::display),
                     client_bytes = client,
                     backend_bytes = backend,
                     duration_ms = self.started_at.elapsed().as_millis() as u64,

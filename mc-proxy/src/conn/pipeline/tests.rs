@@ -17,7 +17,7 @@ use tokio::{
 use super::*;
 use crate::{
     config::{Proxy, Splice},
-    conn::{Counters, Listening, Offence, Offences},
+    conn::{Counters, Edge, Listening, Offence, Offences},
     desired::Listener,
     firewall::{
         Firewall, Group, OffenceKind,
@@ -66,7 +66,8 @@ impl Bench {
         let (accepted, _) = listener.accept().await.unwrap();
         let fd = OwnedFd::from(accepted.into_std().unwrap());
         let peer = PeerAddr::new((source.parse::<IpAddr>().unwrap(), 5_000).into());
-        (run(Arc::clone(&self.edge), self.listening.admit().unwrap(), fd, peer), client)
+        let local = Arc::new(Local { edge: Arc::clone(&self.edge), drain: relay::Drain::never() });
+        (run(local, self.listening.admit().unwrap(), fd, peer), client)
     }
 
     /// A client of `source` that says `bytes`, to its end by a reset without one byte.

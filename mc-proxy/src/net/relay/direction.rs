@@ -19,6 +19,9 @@ const SMALL: usize = 16 * 1024;
 /// Bytes that one direction may move before other connections get their turn.
 const BUDGET: usize = 1024 * 1024;
 
+/// Bytes that a side may send after it has been told of the end, and that are dropped: a TLS record.
+const LAST_WORDS: usize = 16 * 1024;
+
 /// Whose fault a failure is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
@@ -50,6 +53,10 @@ enum State {
     Flushed,
     /// The target has been told that there is no more.
     PassedOn,
+    /// The same, though the source has not ended; it has sent so many bytes since.
+    Told(usize),
+    /// The source has ended after its target was told.
+    ToldAndEnded,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +89,9 @@ impl Direction {
             };
             budget = budget.saturating_sub(moved);
         }
+        if let State::Told(_) = self.state {
+            ready!(self.poll_last_words(cx, source, buffer))?;
+        }
         if self.state == State::Ended {
             ready!(self.poll_flush(cx, target, transferred))?;
             self.pending = Pending::default();
@@ -98,6 +108,51 @@ impl Direction {
             self.state = State::PassedOn;
         }
         Ok(())
+    }
+
+    /// Tells the target that there will be no more, if it has everything so far.
+    pub(super) fn tell(&mut self, target: &Socket) -> Result<(), Side> {
+        let holds_bytes = self.pending.rest().is_some() || self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0);
+        if self.state == State::Open && !holds_bytes {
+            target.shutdown_write().map_err(|_| Side::Target)?;
+            self.state = State::Told(0);
+            self.pending = Pending::default();
+            self.pipe = None;
+        }
+        Ok(())
+    }
+
+    /// Whether the source has not ended, and the target has not been told that it has.
+    pub(super) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// Whether the target was told before the source had ended.
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self.state, State::Told(_) | State::ToldAndEnded)
+    }
+
+    /// Whether the source sent more than its last words after that.
+    pub(super) fn has_talked_on(&self) -> bool {
+        matches!(self.state, State::Told(said) if said > LAST_WORDS)
+    }
+
+    fn poll_last_words(
+        &mut self,
+        cx: &mut Context<'_>,
+        source: &mut Socket,
+        buffer: &mut [u8],
+    ) -> Poll<Result<(), Side>> {
+        while let State::Told(said) = self.state {
+            match ready!(source.poll_recv(cx, buffer)).map_err(|_| Side::Source)? {
+                0 => self.state = State::ToldAndEnded,
+                read => self.state = State::Told(said + read),
+            }
+            if self.has_talked_on() {
+                return Poll::Ready(Err(Side::Source));
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_copy(

@@ -9,6 +9,7 @@
 //! [`run`] for pairs that it suits: it gets the same two sockets and gives the same [`Ended`].
 
 mod direction;
+mod drain;
 mod pipe;
 #[cfg(test)]
 mod tests;
@@ -24,9 +25,10 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use self::direction::{Direction, Side};
+pub use self::drain::Drain;
 use super::socket::Socket;
 
-/// How a relay ended. Whoever gets this closes the sockets if it is [`Ended::Closed`], and otherwise drops them.
+/// How a relay ended. Whoever gets this closes the sockets if it [is orderly](Ended::is_orderly), and otherwise drops them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Both sides have ended, and each got everything that the other sent.
@@ -37,6 +39,17 @@ pub enum Ended {
     BackendFailed,
     /// No byte in either direction for the idle timeout.
     Idle,
+    /// The pair was quiet during the drain, its sides were told so by FIN, and both have ended.
+    Told,
+    /// The same, but a side went on sending after it was told, and its bytes could not be passed on.
+    CutOff,
+}
+
+impl Ended {
+    /// Whether both sides have ended in order, and the sockets are to be closed in order too.
+    pub fn is_orderly(self) -> bool {
+        matches!(self, Self::Closed | Self::Told)
+    }
 }
 
 /// Bytes that have been passed on.
@@ -50,7 +63,17 @@ pub struct Transferred {
 
 /// Relays until both sides have ended, one has failed, or nothing has moved for `idle`. `transferred` is kept current,
 /// for a relay that is dropped half-way.
-pub async fn run(client: &mut Socket, backend: &mut Socket, idle: Duration, transferred: &mut Transferred) -> Ended {
+///
+/// Once `drain` has begun, a pair on which nothing has moved for [`Drain::quiet`] is told: each side gets a FIN as soon as
+/// it has everything that came before, and is expected to end too. Its last words, such as a TLS `close_notify`, are
+/// dropped; more than that ends the pair.
+pub async fn run(
+    client: &mut Socket,
+    backend: &mut Socket,
+    idle: Duration,
+    drain: &Drain,
+    transferred: &mut Transferred,
+) -> Ended {
     // The first look would most likely be in vain: the client waits for an answer to what it has sent already.
     if client.register().is_err() {
         return Ended::ClientFailed;
@@ -62,25 +85,63 @@ pub async fn run(client: &mut Socket, backend: &mut Socket, idle: Duration, tran
     let mut down = Direction::default();
     let mut moved_at = Instant::now();
     let mut deadline = pin!(sleep_until(moved_at + idle));
+    let mut begun = pin!(drain.begun());
+    let mut is_announced = false;
+    let mut is_draining = false;
     poll_fn(|cx| {
+        if !is_announced {
+            // Once is enough to be woken: a task keeps its waker.
+            is_announced = true;
+            let _ = begun.as_mut().poll(cx);
+        }
         let before = *transferred;
         if let Poll::Ready(ended) = poll_both(cx, client, backend, &mut up, &mut down, transferred) {
-            return Poll::Ready(ended);
+            return Poll::Ready(match ended {
+                _ if up.has_talked_on() || down.has_talked_on() => Ended::CutOff,
+                Ended::Closed if up.is_told() || down.is_told() => Ended::Told,
+                ended => ended,
+            });
         }
         if *transferred != before {
             moved_at = Instant::now();
         }
+        if drain.has_begun() && !is_draining {
+            is_draining = true;
+            deadline.as_mut().reset(later(moved_at, idle.min(drain.quiet())));
+        }
         // The timer is moved when it fires, not with every byte.
         while deadline.as_mut().poll(cx).is_ready() {
-            let next = moved_at + idle;
-            if next <= Instant::now() {
+            let now = Instant::now();
+            let mut next = later(moved_at, idle);
+            if next <= now {
                 return Poll::Ready(Ended::Idle);
+            }
+            if is_draining && (up.is_open() || down.is_open()) {
+                let quiet_at = later(moved_at, drain.quiet());
+                if quiet_at <= now {
+                    if let Err(side) = up.tell(backend) {
+                        return Poll::Ready(client_to_backend(side));
+                    }
+                    if let Err(side) = down.tell(client) {
+                        return Poll::Ready(backend_to_client(side));
+                    }
+                    // To read what the sides say to it.
+                    cx.waker().wake_by_ref();
+                }
+                // A direction whose target has not taken everything is told later.
+                next = next.min(quiet_at.max(now + TELL_AGAIN));
             }
             deadline.as_mut().reset(next);
         }
         Poll::Pending
     })
     .await
+}
+
+fn later(instant: Instant, duration: Duration) -> Instant {
+    // As far away as the timer goes.
+    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    instant + duration.min(FAR)
 }
 
 fn poll_both(
@@ -131,6 +192,9 @@ fn backend_to_client(side: Side) -> Ended {
         Side::Target => Ended::ClientFailed,
     }
 }
+
+/// How long a direction that could not be told yet waits for its target.
+const TELL_AGAIN: Duration = Duration::from_millis(250);
 
 /// Bytes that one read may take. With less, bulk pays in system calls; with more, the buffer leaves the cache.
 const BUFFER_SIZE: usize = 64 * 1024;

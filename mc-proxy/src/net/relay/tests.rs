@@ -30,11 +30,20 @@ async fn pair_that_receives(buffer: usize) -> (TcpStream, Socket) {
     (far, Socket::new(OwnedFd::from(near)))
 }
 
-fn relay(mut client: Socket, mut backend: Socket, idle: Duration) -> JoinHandle<(Ended, Transferred)> {
+fn relay(client: Socket, backend: Socket, idle: Duration) -> JoinHandle<(Ended, Transferred)> {
+    relay_until(client, backend, idle, Drain::never())
+}
+
+fn relay_until(
+    mut client: Socket,
+    mut backend: Socket,
+    idle: Duration,
+    drain: Drain,
+) -> JoinHandle<(Ended, Transferred)> {
     tokio::spawn(async move {
         let mut transferred = Transferred::default();
-        let ended = run(&mut client, &mut backend, idle, &mut transferred).await;
-        if ended == Ended::Closed {
+        let ended = run(&mut client, &mut backend, idle, &drain, &mut transferred).await;
+        if ended.is_orderly() {
             client.close();
             backend.close();
         }
@@ -220,6 +229,101 @@ async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
     }
     assert_eq!(relay.await.unwrap().0, Ended::Idle);
     assert!(start.elapsed() >= Duration::from_millis(700));
+}
+
+fn drain_after(quiet: u64) -> Drain {
+    Drain::new(tokio_util::sync::CancellationToken::new(), Duration::from_millis(quiet))
+}
+
+#[tokio::test]
+async fn a_quiet_pair_is_told_and_has_its_last_words() {
+    let (mut client, near_client) = pair().await;
+    let (mut backend, near_backend) = pair().await;
+    let drain = drain_after(200);
+    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child());
+    client.write_all(b"question").await.unwrap();
+    backend.read_exact(&mut [0; 8]).await.unwrap();
+    drain.begin();
+    // It goes on as long as something moves.
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        backend.write_all(b"x").await.unwrap();
+        client.read_exact(&mut [0]).await.unwrap();
+    }
+    let quiet = Instant::now();
+    for side in [&mut client, &mut backend] {
+        assert_eq!(timeout(PATIENCE, side.read(&mut [0; 1])).await.expect("not told").unwrap(), 0);
+    }
+    assert!(quiet.elapsed() >= Duration::from_millis(150), "{:?}", quiet.elapsed());
+    client.write_all(b"close_notify").await.unwrap();
+    drop((client, backend));
+    let (ended, transferred) = timeout(PATIENCE, relay).await.unwrap().unwrap();
+    assert_eq!((ended, transferred), (Ended::Told, Transferred { client: 8, backend: 10 }));
+}
+
+#[tokio::test]
+async fn a_side_that_talks_on_after_it_was_told_is_cut_off() {
+    let (mut client, near_client) = pair().await;
+    let (mut backend, near_backend) = pair().await;
+    let drain = drain_after(0);
+    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child());
+    drain.begin();
+    assert_eq!(timeout(PATIENCE, client.read(&mut [0; 1])).await.expect("not told").unwrap(), 0);
+    let (_, mut write) = client.into_split();
+    let talk = async { while write.write_all(&[7; 1000]).await.is_ok() {} };
+    let (ended, ()) = timeout(PATIENCE, async { tokio::join!(relay, talk) }).await.unwrap();
+    assert_eq!(ended.unwrap().0, Ended::CutOff);
+    assert_eq!(backend.read(&mut [0; 1]).await.unwrap(), 0, "its end had come before");
+}
+
+/// A FIN behind half of what was read would make a cut stream look whole.
+#[tokio::test]
+async fn nobody_is_told_before_it_has_everything() {
+    let (mut client, near_client) = pair().await;
+    let (backend, near_backend) = pair().await;
+    let drain = drain_after(100);
+    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child());
+    let total = 3_000_000;
+    let (_backend_read, backend_write) = backend.into_split();
+    let flood = tokio::spawn(send(backend_write, 5, total, &[100_000]));
+    // Until nothing more fits in between.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drain.begin();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (client_read, mut client_write) = client.split();
+    let mut received = 0;
+    let mut buffer = vec![0; 100_000];
+    while received < total {
+        client_read.readable().await.unwrap();
+        match client_read.try_read(&mut buffer) {
+            Ok(read) => {
+                assert_ne!(read, 0, "the end came after {received} bytes");
+                received += read;
+            }
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
+        }
+    }
+    flood.await.unwrap();
+    client_write.shutdown().await.unwrap();
+    let (ended, transferred) = timeout(PATIENCE, relay).await.unwrap().unwrap();
+    assert_eq!(transferred.backend, total as u64);
+    assert!(ended.is_orderly(), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_reader_that_stalls_for_ever_is_idle_also_when_the_other_side_has_ended() {
+    for half_closes in [false, true] {
+        let (client, near_client) = pair().await;
+        let (mut backend, near_backend) = pair().await;
+        let relay = relay(near_client, near_backend, Duration::from_millis(400));
+        let flood = async { while backend.write_all(&[7; 10_000]).await.is_ok() {} };
+        let (_client_read, mut client_write) = client.into_split();
+        if half_closes {
+            client_write.shutdown().await.unwrap();
+        }
+        let (ended, ()) = timeout(PATIENCE, async { tokio::join!(relay, flood) }).await.expect("it waits for ever");
+        assert_eq!(ended.unwrap().0, Ended::Idle);
+    }
 }
 
 /// A client that sends all of its request before it reads would otherwise wait until the idle timeout.
