@@ -36,7 +36,7 @@ use crate::{
     firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
     net::{
         listener::{self, Bound},
-        relay::Drain,
+        relay::{Drain, Switch},
         resolve::Resolver,
     },
     store::{Difference, Store, StoreError},
@@ -172,6 +172,7 @@ impl Running {
             offences,
             drops: drops.clone(),
             proxy: config.proxy,
+            splice: Arc::new(Switch::new(config.proxy.splice)),
         });
         let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
         let events = plane.events();

@@ -1,11 +1,14 @@
 //! The desired state: what the database holds, and what memory and the kernel are made to agree with.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use ipnet::IpNet;
 
 use crate::{
+    config::Splice,
     firewall::Rule,
     net::addr::{BackendAddr, ListenAddr},
-    route::Pattern,
+    route::{Pattern, alpn::Listed},
 };
 
 /// What the TOML file seeds an empty database with.
@@ -26,10 +29,23 @@ pub struct Listener {
     pub protocol: Protocol,
     /// Connections at a time; 0 = unlimited.
     pub max_connections: u64,
+    /// Connections at a time of one client; 0 = unlimited. The addresses of an IPv6 /64 are one client.
+    pub max_connections_per_source: u64,
+    /// Whether, and from whom, every connection begins with a PROXY header.
+    pub proxy: Option<AcceptProxy>,
     /// Used when the server name is absent or unknown, and by [`Protocol::Tcp`].
     pub default: Option<Target>,
-    /// With distinct hostnames.
+    /// With distinct [`RouteKey`]s.
     pub routes: Vec<Route>,
+}
+
+/// Whose PROXY headers a listener believes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AcceptProxy {
+    /// Networks that peers connect from, canonical, sorted and distinct; empty only with `trust_any`.
+    pub trusted: Vec<IpNet>,
+    /// Every peer is believed.
+    pub trust_any: bool,
 }
 
 /// What a listener expects of its clients.
@@ -45,10 +61,21 @@ pub enum Protocol {
 /// A hostname and where its connections go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Unique within the listener.
+    /// Together with `alpn` unique within the listener.
     pub hostname: Pattern,
+    /// Application protocols, one of which the client has to offer, as [`crate::route::alpn::canonical`] makes them; empty = any client.
+    pub alpn: Vec<String>,
     /// Where to.
     pub target: Target,
+}
+
+/// What tells the routes of a listener apart. Displays as `a.example`, or as `a.example (ALPN h2,http/1.1)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// See [`Route::hostname`].
+    pub hostname: Pattern,
+    /// See [`Route::alpn`].
+    pub alpn: Vec<String>,
 }
 
 /// Where connections go, and how.
@@ -64,10 +91,24 @@ pub struct Target {
     pub tls_key: Option<PathBuf>,
     /// Re-encryption towards the backend ([`Mode::L7`]; kept and ignored otherwise).
     pub backend_tls: bool,
-    /// PROXY v2 towards the backend.
-    pub send_proxy_protocol: bool,
+    /// The PROXY header that the backend gets first.
+    pub send_proxy: Option<ProxyVersion>,
+    /// The backend sees the connection come from the client's address.
+    pub transparent: bool,
+    /// How bytes are moved; none = as `proxy.splice` says.
+    pub splice: Option<Splice>,
     /// In the order of evaluation ([`Mode::L7`]; kept and ignored otherwise).
     pub l7_policies: Vec<L7Policy>,
+}
+
+/// Which PROXY header is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProxyVersion {
+    /// The line of text.
+    V1,
+    /// The binary header, which has room for TLVs.
+    #[default]
+    V2,
 }
 
 /// How a route treats its connections.
@@ -102,14 +143,48 @@ pub enum L7PolicyKind {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("\"{given}\" is not one of {expected}")]
 pub struct UnknownWord {
-    given: String,
-    expected: &'static str,
+    pub(crate) given: String,
+    pub(crate) expected: &'static str,
 }
 
 impl Listener {
     /// A listener without routes.
     pub fn new(addr: ListenAddr) -> Self {
-        Self { addr, protocol: Protocol::default(), max_connections: 0, default: None, routes: Vec::new() }
+        Self {
+            addr,
+            protocol: Protocol::default(),
+            max_connections: 0,
+            max_connections_per_source: 0,
+            proxy: None,
+            default: None,
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Route {
+    /// Whether this is the route of `key`.
+    pub fn is(&self, key: &RouteKey) -> bool {
+        self.hostname == key.hostname && self.alpn == key.alpn
+    }
+
+    /// What the route is found by.
+    pub fn key(&self) -> RouteKey {
+        RouteKey { hostname: self.hostname.clone(), alpn: self.alpn.clone() }
+    }
+}
+
+impl From<Pattern> for RouteKey {
+    /// The route for any client.
+    fn from(hostname: Pattern) -> Self {
+        Self { hostname, alpn: Vec::new() }
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.hostname.fmt(f)?;
+        if self.alpn.is_empty() { Ok(()) } else { write!(f, " (ALPN {})", Listed(&self.alpn)) }
     }
 }
 
@@ -122,7 +197,9 @@ impl Target {
             tls_cert: None,
             tls_key: None,
             backend_tls: false,
-            send_proxy_protocol: false,
+            send_proxy: None,
+            transparent: false,
+            splice: None,
             l7_policies: Vec::new(),
         }
     }
@@ -146,6 +223,28 @@ impl FromStr for Protocol {
             "tls" => Ok(Self::Tls),
             "tcp" => Ok(Self::Tcp),
             _ => Err(UnknownWord { given: word.to_owned(), expected: "\"tls\", \"tcp\"" }),
+        }
+    }
+}
+
+impl ProxyVersion {
+    /// As in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+impl FromStr for ProxyVersion {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        match word {
+            "v1" => Ok(Self::V1),
+            "v2" => Ok(Self::V2),
+            _ => Err(UnknownWord { given: word.to_owned(), expected: "\"v1\", \"v2\"" }),
         }
     }
 }

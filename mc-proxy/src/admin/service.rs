@@ -53,22 +53,22 @@ impl ProxyAdminService for Admin {
         let v1::AddRouteRequest { listener_addr, route } = request.into_inner();
         let listener = convert::listener(listener_addr)?;
         let route = convert::route(route)?;
-        let hostname = route.hostname.clone();
+        let key = route.key();
         if route.target.tls_cert.is_some() || route.target.tls_key.is_some() {
-            tracing::warn!(listener, %hostname, "tls_cert and tls_key have no effect on an l4 route");
+            tracing::warn!(listener, hostname = %key, "tls_cert and tls_key have no effect on an l4 route");
         }
         self.control.add_route(listener.clone(), route).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, uid = by.uid, pid = by.pid, "route added");
+        tracing::info!(listener, hostname = %key, uid = by.uid, pid = by.pid, "route added");
         Ok(Response::new(v1::AddRouteResponse {}))
     }
 
     async fn remove_route(&self, request: Request<v1::RemoveRouteRequest>) -> Answer<v1::RemoveRouteResponse> {
         let by = By::of(&request);
-        let v1::RemoveRouteRequest { listener_addr, hostname } = request.into_inner();
+        let v1::RemoveRouteRequest { listener_addr, hostname, alpn } = request.into_inner();
         let listener = convert::listener(listener_addr)?;
-        let hostname = convert::hostname("hostname", &hostname)?;
-        self.control.remove_route(listener.clone(), hostname.clone()).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, uid = by.uid, pid = by.pid, "route removed");
+        let key = convert::route_key(&hostname, alpn)?;
+        self.control.remove_route(listener.clone(), key.clone()).await.map_err(convert::control_error)?;
+        tracing::info!(listener, hostname = %key, uid = by.uid, pid = by.pid, "route removed");
         Ok(Response::new(v1::RemoveRouteResponse {}))
     }
 
@@ -76,23 +76,23 @@ impl ProxyAdminService for Admin {
         &self,
         request: Request<v1::ListL7PoliciesRequest>,
     ) -> Answer<v1::ListL7PoliciesResponse> {
-        let v1::ListL7PoliciesRequest { listener_addr, hostname } = request.into_inner();
+        let v1::ListL7PoliciesRequest { listener_addr, hostname, alpn } = request.into_inner();
         let listener = convert::listener(listener_addr)?;
-        let hostname = convert::hostname("hostname", &hostname)?;
-        let policies = self.control.policies(listener, hostname).await.map_err(convert::control_error)?;
+        let key = convert::route_key(&hostname, alpn)?;
+        let policies = self.control.policies(listener, key).await.map_err(convert::control_error)?;
         let policies = policies.into_iter().map(convert::policy_to_proto).collect();
         Ok(Response::new(v1::ListL7PoliciesResponse { policies }))
     }
 
     async fn add_l7_policy(&self, request: Request<v1::AddL7PolicyRequest>) -> Answer<v1::AddL7PolicyResponse> {
         let by = By::of(&request);
-        let v1::AddL7PolicyRequest { listener_addr, hostname, policy } = request.into_inner();
+        let v1::AddL7PolicyRequest { listener_addr, hostname, policy, alpn } = request.into_inner();
         let listener = convert::listener(listener_addr)?;
-        let hostname = convert::hostname("hostname", &hostname)?;
+        let key = convert::route_key(&hostname, alpn)?;
         let policy = convert::new_policy("policy", policy)?;
         let (kind, value) = (policy.kind.as_str(), policy.value.clone());
-        self.control.add_policy(listener.clone(), hostname.clone(), policy).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, kind, value, uid = by.uid, pid = by.pid, "policy added");
+        self.control.add_policy(listener.clone(), key.clone(), policy).await.map_err(convert::control_error)?;
+        tracing::info!(listener, hostname = %key, kind, value, uid = by.uid, pid = by.pid, "policy added");
         Ok(Response::new(v1::AddL7PolicyResponse {}))
     }
 
@@ -101,13 +101,13 @@ impl ProxyAdminService for Admin {
         request: Request<v1::RemoveL7PolicyRequest>,
     ) -> Answer<v1::RemoveL7PolicyResponse> {
         let by = By::of(&request);
-        let v1::RemoveL7PolicyRequest { listener_addr, hostname, policy } = request.into_inner();
+        let v1::RemoveL7PolicyRequest { listener_addr, hostname, policy, alpn } = request.into_inner();
         let listener = convert::listener(listener_addr)?;
-        let hostname = convert::hostname("hostname", &hostname)?;
+        let key = convert::route_key(&hostname, alpn)?;
         let policy = convert::policy("policy", policy)?;
         let (kind, value) = (policy.kind.as_str(), policy.value.clone());
-        self.control.remove_policy(listener.clone(), hostname.clone(), policy).await.map_err(convert::control_error)?;
-        tracing::info!(listener, %hostname, kind, value, uid = by.uid, pid = by.pid, "policy removed");
+        self.control.remove_policy(listener.clone(), key.clone(), policy).await.map_err(convert::control_error)?;
+        tracing::info!(listener, hostname = %key, kind, value, uid = by.uid, pid = by.pid, "policy removed");
         Ok(Response::new(v1::RemoveL7PolicyResponse {}))
     }
 
@@ -260,6 +260,15 @@ impl ProxyAdminService for Admin {
         self.control.set_max_connections(listener.clone(), max_connections).await.map_err(convert::control_error)?;
         tracing::info!(listener, max_connections, uid = by.uid, pid = by.pid, "connection limit set");
         Ok(Response::new(v1::SetListenerMaxConnectionsResponse {}))
+    }
+
+    async fn set_splice(&self, request: Request<v1::SetSpliceRequest>) -> Answer<v1::SetSpliceResponse> {
+        let by = By::of(&request);
+        let mode = convert::splice_mode(&request.into_inner().mode)?;
+        let previous = self.control.set_splice(mode).await.map_err(convert::control_error)?;
+        let (mode, previous) = (mode.as_str(), previous.as_str());
+        tracing::info!(mode, previous, uid = by.uid, pid = by.pid, "splice mode set until the daemon ends");
+        Ok(Response::new(v1::SetSpliceResponse { previous: previous.to_owned() }))
     }
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {

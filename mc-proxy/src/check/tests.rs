@@ -83,7 +83,7 @@ fn a_resolver_that_hangs_is_not_waited_for() {
     let mut listener = Listener::new(":1".parse().unwrap());
     for i in 0..50 {
         let target = Target::passthrough(format!("host{i}:1").parse().unwrap());
-        listener.routes.push(Route { hostname: format!("h{i}").parse().unwrap(), target });
+        listener.routes.push(Route { hostname: format!("h{i}").parse().unwrap(), alpn: Vec::new(), target });
     }
     let (hang, hung) = mpsc::channel::<()>();
     let hung = Mutex::new(hung);

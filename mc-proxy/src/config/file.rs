@@ -13,7 +13,8 @@ use toml::{
 use super::{
     diagnostic::{At, Report, did_you_mean},
     duration::{self, DurationError},
-    unavailable,
+    size::{self, Size},
+    unavailable::{self, Unavailable},
 };
 
 /// A value with its origin.
@@ -76,6 +77,8 @@ pub(super) struct Reader<'a, 'r> {
     pub(super) report: &'r mut Report<'a>,
     /// By path of the key.
     pub(super) overrides: &'r BTreeMap<String, Override>,
+    /// What is refused when it is switched on.
+    pub(super) unavailable: &'r [Unavailable],
 }
 
 macro_rules! key_name {
@@ -144,6 +147,7 @@ shape! {
         addr: String,
         protocol: String,
         max_connections: i64,
+        max_connections_per_source: i64,
         proxy_protocol: bool,
         proxy_trusted: Vec<Given<String>>,
         proxy_trust_any: bool,
@@ -153,9 +157,10 @@ shape! {
 }
 
 shape! {
-    /// `[[listeners.routes]]`, and without `hostname` `[listeners.default]`
+    /// `[[listeners.routes]]`, and without `hostname` and `alpn` `[listeners.default]`
     Route {
         hostname: String,
+        alpn: Vec<Given<String>>,
         backend: String,
         backends: Vec<Given<String>>,
         mode: String,
@@ -167,7 +172,9 @@ shape! {
         backend_insecure: bool,
         backend_protocol: String,
         send_proxy_protocol: bool,
+        proxy_protocol_version: String,
         transparent: bool,
+        splice: String,
         l7_policies: Vec<Given<Policy>>,
     }
 }
@@ -215,6 +222,9 @@ shape! {
         shutdown_timeout: Duration,
         splice: String,
         refuse: String,
+        transparent_mark: i64,
+        transparent_table: i64,
+        memory_limit: Size,
     }
 }
 
@@ -273,8 +283,8 @@ pub(super) fn key_paths() -> Vec<(String, Kind)> {
     }
     let mut paths = Vec::new();
     collect(Root::KEYS, "", &mut paths);
-    // A default route is what has no name.
-    paths.retain(|(path, _)| path != "listeners.default.hostname");
+    // A default route is for whoever has no other.
+    paths.retain(|(path, _)| path != "listeners.default.hostname" && path != "listeners.default.alpn");
     paths
 }
 
@@ -313,11 +323,11 @@ impl Reader<'_, '_> {
                 (None, Some(value)) => Input::Toml(value),
                 (None, None) => continue,
             };
-            if let Some(value) = input.as_text()
-                && let Some(remedy) = unavailable::remedy(&path, &value)
+            if let Some(value) = input.as_text_or_list()
+                && let Some(remedy) = unavailable::remedy_in(self.unavailable, &path, &value)
             {
                 let version = env!("CARGO_PKG_VERSION");
-                let shown = input.shown();
+                let shown = if input.as_text().is_some() { input.shown() } else { format!("[{value}]") };
                 self.report
                     .error(&input.at(), format!("{path} = {shown} is not available in mc-proxy {version}; {remedy}"));
                 continue;
@@ -384,6 +394,16 @@ impl Input<'_> {
                 DeValue::Array(_) | DeValue::Table(_) => None,
             },
         }
+    }
+
+    /// A scalar without quotes, or the scalars of a list.
+    fn as_text_or_list(&self) -> Option<String> {
+        let list = match self {
+            Self::Variable(_) => None,
+            Self::Toml(value) => value.get_ref().as_array(),
+        };
+        let Some(list) = list else { return self.as_text() };
+        Some(list.iter().filter_map(|item| Input::Toml(item).as_text()).collect::<Vec<_>>().join(", "))
     }
 
     /// A scalar as it would be typed in the file.
@@ -468,6 +488,29 @@ impl Read for Duration {
             Err(error @ DurationError::Negative) => format!("{path} {error}: {shown}; write \"5s\""),
             Err(error @ DurationError::TooLong) => format!("{path}: {shown} {error}; write \"8760h\" or less"),
             Err(error @ DurationError::Malformed) => format!("{path}: {shown} {error}; {REMEDY}"),
+        };
+        reader.report.error(&input.at(), text);
+        None
+    }
+}
+
+/// A number of bytes, or a text with a unit.
+impl Read for Size {
+    fn read(input: &Input<'_>, path: &str, reader: &mut Reader<'_, '_>) -> Option<Self> {
+        const REMEDY: &str = "write bytes without quotes, or a number with its unit in quotes, such as \"512MiB\"";
+        let parsed = match (input.as_str(), input.as_integer()) {
+            (Some(text), _) => size::parse(text.trim()),
+            (None, Some(number)) => u64::try_from(number).map(Size).map_err(|_| size::SizeError::Negative),
+            (None, _) => {
+                reader.mismatch(input, path, "a size", REMEDY);
+                return None;
+            }
+        };
+        let shown = input.shown();
+        let text = match parsed {
+            Ok(size) => return Some(size),
+            Err(error @ size::SizeError::Negative) => format!("{path} {error}: {shown}; write 0 for no limit"),
+            Err(error) => format!("{path}: {shown} {error}; {REMEDY}"),
         };
         reader.report.error(&input.at(), text);
         None

@@ -2,6 +2,7 @@
 //! host is for `mc-proxy check`.
 
 mod firewall;
+mod l4;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,14 +21,17 @@ use super::{
     file::{self, Given, Kind, Override},
 };
 use crate::{
-    desired::{Desired, L7Policy, Listener, Mode, Protocol, Route, Target},
-    firewall::Subject,
+    desired::{Desired, L7Policy, Listener, Mode, Protocol, Route, RouteKey, Target},
     net::addr::{BackendAddr, ListenAddr},
     route::Pattern,
 };
 
 /// Every variable with this prefix is meant for the configuration.
 const PREFIX: &str = "MCPROXY_";
+
+/// `auto`, the default, first.
+const SPLICES: [(&str, Splice); 3] =
+    [("auto", Splice::Auto), ("sockmap", Splice::Sockmap), ("userspace", Splice::Userspace)];
 
 /// The longest path of a Unix socket: `sun_path` without its NUL.
 const SOCKET_PATH_MAX: usize = 107;
@@ -136,22 +140,25 @@ impl Lower<'_, '_> {
 
     /// Without an address for its errors only.
     fn listener(&mut self, given: Given<file::Listener>, addr: Option<ListenAddr>) -> Option<Listener> {
-        let file::Listener { protocol, max_connections, proxy_trusted, default, routes, .. } = given.value;
+        let proxy = self.accept_proxy(&given.value);
+        let file::Listener { protocol, max_connections, max_connections_per_source, default, routes, .. } = given.value;
         let protocol_at = protocol.as_ref().map(|protocol| protocol.at.clone());
         let words = [("tls", Protocol::Tls), ("tcp", Protocol::Tcp)];
         let protocol = self.word(protocol, "listeners.protocol", &words);
         let max_connections = self.not_negative(max_connections, "listeners.max_connections");
-        for cidr in proxy_trusted.map(|given| given.value).unwrap_or_default() {
-            if let Err(error) = Subject::cidr(&cidr.value) {
-                self.report.error(&cidr.at, format!("listeners.proxy_trusted: {error}"));
-            }
-        }
+        let max_connections_per_source =
+            self.not_negative(max_connections_per_source, "listeners.max_connections_per_source");
         let has_default = default.is_some();
         let default = default.and_then(|default| {
             if let Some(hostname) = &default.value.hostname {
                 let text = "listeners.default.hostname: a default route has no hostname; remove it, or write \
                             [[listeners.routes]]";
                 self.report.error(&hostname.at, text);
+            }
+            if let Some(alpn) = &default.value.alpn {
+                let text = "listeners.default.alpn: a default route takes every client that no other route takes; \
+                            remove it, or write [[listeners.routes]]";
+                self.report.error(&alpn.at, text);
             }
             self.target(default, "listeners.default")
         });
@@ -168,33 +175,49 @@ impl Lower<'_, '_> {
             }
         }
         let routes = self.routes(routes);
-        addr.map(|addr| Listener { addr, protocol, max_connections, default, routes })
+        addr.map(|addr| Listener {
+            addr,
+            protocol,
+            max_connections,
+            max_connections_per_source,
+            proxy,
+            default,
+            routes,
+        })
     }
 
     fn routes(&mut self, given: Vec<Given<file::Route>>) -> Vec<Route> {
-        let mut seen = HashMap::<Pattern, At>::new();
+        let mut seen = HashMap::<RouteKey, At>::new();
         let mut routes = Vec::new();
         for mut route in given {
+            let alpn = self.alpn(route.value.alpn.take());
             let key = "listeners.routes.hostname";
             let example = "hostname = \"app.example.com\"";
             let hostname = self.required(route.value.hostname.take(), &route.at, key, example);
-            let pattern = hostname.and_then(|hostname| {
+            let key = hostname.zip(alpn).and_then(|(hostname, alpn)| {
                 let pattern = hostname.value.parse::<Pattern>().map_err(|error| {
                     let remedy = "write \"app.example.com\" or \"*.example.com\"";
                     self.report.error(&hostname.at, format!("{key}: {:?}: {error}; {remedy}", hostname.value));
                 });
-                let pattern = pattern.ok()?;
-                if let Some(first) = seen.get(&pattern) {
+                let found = RouteKey { hostname: pattern.ok()?, alpn };
+                if let Some(first) = seen.get(&found) {
                     let first = self.report.refer(first);
-                    let text = format!("{key}: \"{pattern}\" has a route at {first} already; remove one of the two");
+                    let RouteKey { hostname: pattern, alpn } = found;
+                    let same = if alpn.is_empty() { "" } else { " with this alpn" };
+                    let text =
+                        format!("{key}: \"{pattern}\"{same} has a route at {first} already; remove one of the two");
                     self.report.error(&hostname.at, text);
                     return None;
                 }
-                seen.insert(pattern.clone(), hostname.at);
-                Some(pattern)
+                seen.insert(found.clone(), hostname.at);
+                Some(found)
             });
             let target = self.target(route, "listeners.routes");
-            routes.extend(pattern.zip(target).map(|(hostname, target)| Route { hostname, target }));
+            routes.extend(key.zip(target).map(|(RouteKey { hostname, alpn }, target)| Route {
+                hostname,
+                alpn,
+                target,
+            }));
         }
         routes
     }
@@ -211,14 +234,19 @@ impl Lower<'_, '_> {
         let l7_policies = self.policies(route.l7_policies, path);
         let tls_cert = self.path_or_none(route.tls_cert, &format!("{path}.tls_cert"));
         let tls_key = self.path_or_none(route.tls_key, &format!("{path}.tls_key"));
+        let send_proxy = self.send_proxy(&route.send_proxy_protocol, route.proxy_protocol_version, path);
+        let splice = route.splice.map(|splice| self.word(Some(splice), &format!("{path}.splice"), &SPLICES));
         let backends = self.backends(route.backend, route.backends, &at, path);
+        self.refuse_transparent_unix(route.transparent.as_ref(), backends.as_deref(), path);
         Some(Target {
             backends: backends?,
             mode,
             tls_cert,
             tls_key,
             backend_tls: is_set(&route.backend_tls),
-            send_proxy_protocol: is_set(&route.send_proxy_protocol),
+            send_proxy,
+            transparent: is_set(&route.transparent),
+            splice,
             l7_policies,
         })
     }
@@ -283,21 +311,26 @@ impl Lower<'_, '_> {
     }
 
     fn proxy(&mut self, proxy: file::Proxy) -> Proxy {
+        let default = Proxy::default();
         Proxy {
-            connect_timeout: self.deadline(proxy.connect_timeout, "proxy.connect_timeout", Duration::from_secs(5)),
+            connect_timeout: self.deadline(proxy.connect_timeout, "proxy.connect_timeout", default.connect_timeout),
             handshake_timeout: self.deadline(
                 proxy.handshake_timeout,
                 "proxy.handshake_timeout",
-                Duration::from_secs(5),
+                default.handshake_timeout,
             ),
-            idle_timeout: self.deadline(proxy.idle_timeout, "proxy.idle_timeout", Duration::from_secs(300)),
-            shutdown_timeout: proxy.shutdown_timeout.map_or(Duration::from_secs(30), |given| given.value),
-            splice: self.word(
-                proxy.splice,
-                "proxy.splice",
-                &[("auto", Splice::Auto), ("userspace", Splice::Userspace)],
-            ),
+            idle_timeout: self.deadline(proxy.idle_timeout, "proxy.idle_timeout", default.idle_timeout),
+            shutdown_timeout: proxy.shutdown_timeout.map_or(default.shutdown_timeout, |given| given.value),
+            splice: self.word(proxy.splice, "proxy.splice", &SPLICES),
             refuse: self.word(proxy.refuse, "proxy.refuse", &[("reset", Refuse::Reset), ("alert", Refuse::Alert)]),
+            transparent_mark: self.within(
+                proxy.transparent_mark,
+                "proxy.transparent_mark",
+                1..=u32::MAX,
+                default.transparent_mark,
+            ),
+            transparent_table: self.routing_table(proxy.transparent_table, default.transparent_table),
+            memory_limit: self.memory_limit(proxy.memory_limit),
         }
     }
 

@@ -7,6 +7,8 @@ mod diagnostic;
 mod duration;
 mod file;
 mod lower;
+mod size;
+mod splice;
 mod unavailable;
 
 #[cfg(test)]
@@ -23,10 +25,15 @@ use std::{
 use mc_proxy_common::rate;
 use toml::de::DeTable;
 
-pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
+pub(crate) use self::unavailable::is_unavailable;
 use self::{
     diagnostic::{At, Report},
     file::Reader,
+    unavailable::{UNAVAILABLE, Unavailable},
+};
+pub use self::{
+    diagnostic::{ConfigErrors, Diagnostic, Place},
+    splice::Splice,
 };
 use crate::desired::Desired;
 pub use crate::firewall::AutoBan;
@@ -72,6 +79,15 @@ pub fn parse<K: AsRef<OsStr>, V: AsRef<OsStr>>(
     file: &str,
     env: impl IntoIterator<Item = (K, V)>,
 ) -> Result<Loaded, ConfigErrors> {
+    parse_with(text, file, env, UNAVAILABLE)
+}
+
+fn parse_with<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+    text: &str,
+    file: &str,
+    env: impl IntoIterator<Item = (K, V)>,
+    unavailable: &[Unavailable],
+) -> Result<Loaded, ConfigErrors> {
     let mut report = Report::new(file, text);
     let overrides = lower::overrides(env, &mut report);
     let document = match DeTable::parse(text) {
@@ -82,7 +98,7 @@ pub fn parse<K: AsRef<OsStr>, V: AsRef<OsStr>>(
             return Err(report.finish().expect_err("an error was reported"));
         }
     };
-    let root = Reader { report: &mut report, overrides: &overrides }.root(document);
+    let root = Reader { report: &mut report, overrides: &overrides, unavailable }.root(document);
     let config = lower::lower(root, &mut report);
     report.finish().map(|warnings| Loaded { config, warnings })
 }
@@ -163,6 +179,28 @@ pub struct Proxy {
     pub splice: Splice,
     /// What a client gets whose server name no route has.
     pub refuse: Refuse,
+    /// Firewall mark of connections that carry a client's address, by which their answers are routed back; above 0.
+    pub transparent_mark: u32,
+    /// Number of the routing table for what has that mark; above 0, and none of the kernel's own.
+    pub transparent_table: u32,
+    /// Bytes that connections may hold in user space and in socket buffers together; 0 = unlimited.
+    pub memory_limit: u64,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(300),
+            shutdown_timeout: Duration::from_secs(30),
+            splice: Splice::Auto,
+            refuse: Refuse::Reset,
+            transparent_mark: 0x6d70,
+            transparent_table: 0x6d70,
+            memory_limit: 0,
+        }
+    }
 }
 
 /// `proxy.refuse`.
@@ -173,16 +211,6 @@ pub enum Refuse {
     Reset,
     /// The TLS alert `unrecognized_name`, if the client spoke TLS.
     Alert,
-}
-
-/// `proxy.splice`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Splice {
-    /// What is measured to be best for what the pair does.
-    #[default]
-    Auto,
-    /// Never in the kernel.
-    Userspace,
 }
 
 /// `[xdp]`.

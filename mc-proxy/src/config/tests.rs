@@ -1,3 +1,5 @@
+mod l4;
+
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
 
 use proptest::prelude::*;
@@ -41,8 +43,12 @@ fn defaults_are_those_of_the_documentation() {
             shutdown_timeout: Duration::from_secs(30),
             splice: Splice::Auto,
             refuse: Refuse::Reset,
+            transparent_mark: 28_016,
+            transparent_table: 28_016,
+            memory_limit: 0,
         }
     );
+    assert_eq!(config.proxy, Proxy::default());
     assert_eq!(
         config.xdp,
         Xdp {
@@ -253,7 +259,7 @@ fn every_error_has_place_key_value_and_remedy() {
         (&["[proxy]\nshutdown_timeout = \"-1s\""], "4:20: proxy.shutdown_timeout must not be negative: \"-1s\"; write \"5s\"".into()),
         (&["[proxy]\nconnect_timeout = \"0s\""], "4:19: proxy.connect_timeout must be above 0; write \"5s\"".into()),
         (&["[proxy]\nidle_timeout = \"0s\""], "4:16: proxy.idle_timeout must be above 0; write \"300s\"".into()),
-        (&["[proxy]\nsplice = \"kernel\""], "4:10: proxy.splice: \"kernel\" is not one of \"auto\", \"userspace\"".into()),
+        (&["[proxy]\nsplice = \"kernel\""], "4:10: proxy.splice: \"kernel\" is not one of \"auto\", \"sockmap\", \"userspace\"".into()),
         // Kernel plane.
         (&["[xdp]\ninterfaces = [\"eth0\", \"eth0\"]"], "4:23: xdp.interfaces: \"eth0\" is listed twice; remove one".into()),
         (&["[xdp]\ninterfaces = [\"../etc\"]"], "4:15: xdp.interfaces: \"../etc\" is not an interface name; write one that `ip link` shows".into()),
@@ -303,6 +309,10 @@ fn features_of_later_versions_are_refused() {
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
         (format!("{route}send_proxy_protocol = true"), "8:23: listeners.routes.send_proxy_protocol = true"),
         (format!("{route}transparent = true"), "8:15: listeners.routes.transparent = true"),
+        (format!("{listener}max_connections_per_source = 5"), "5:30: listeners.max_connections_per_source = 5"),
+        (format!("{route}alpn = [\"h2\", \"http/1.1\"]"), "8:8: listeners.routes.alpn = [h2, http/1.1]"),
+        (format!("{route}splice = \"sockmap\""), "8:10: listeners.routes.splice = \"sockmap\""),
+        ("[proxy]\nmemory_limit = \"1GiB\"".to_owned(), "4:16: proxy.memory_limit = \"1GiB\""),
         ("[proxy]\nsplice = \"sockmap\"".to_owned(), "4:10: proxy.splice = \"sockmap\""),
         ("[grpc]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: grpc.addr = \"127.0.0.1:9090\""),
         ("[grpc]\naddr = \":9090\"".to_owned(), "4:8: grpc.addr = \":9090\""),
@@ -319,9 +329,9 @@ fn features_of_later_versions_are_refused() {
 #[test]
 fn features_of_later_versions_may_be_off() {
     let Loaded { config, warnings } = valid(
-        "[[listeners]]\naddr = \":443\"\nproxy_protocol = false\nproxy_trusted = [\"10.0.0.0/8\"]\nproxy_trust_any = false
+        "[[listeners]]\naddr = \":443\"\nproxy_protocol = false\nproxy_trusted = []\nproxy_trust_any = false
         [[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\nmode = \"l4\"\nsend_proxy_protocol = false
-        transparent = false\nbackend_insecure = false\nbackend_protocol = \"auto\"\nl7_policies = []
+        transparent = false\nalpn = []\nsplice = \"userspace\"\nbackend_insecure = false\nbackend_protocol = \"auto\"\nl7_policies = []
         [firewall]\nrate_limit = 0\nrate_window = \"10s\"\n[grpc]\naddr = \"\"\n[metrics]\naddr = \"\"",
     );
     assert_eq!(warnings, []);

@@ -2,7 +2,7 @@
 //! nobody believes to be protected by what is not there. Whoever builds a feature deletes its line.
 
 /// A setting of a later version.
-struct Unavailable {
+pub(super) struct Unavailable {
     /// Path of the key; what is said of `listeners.routes` holds for `listeners.default` too.
     key: &'static str,
     /// Whether a value, as text without quotes, switches the feature on.
@@ -11,12 +11,17 @@ struct Unavailable {
     remedy: &'static str,
 }
 
-const UNAVAILABLE: &[Unavailable] = &[
+/// What is said here of a route holds for the admin API too.
+pub(super) const UNAVAILABLE: &[Unavailable] = &[
+    Unavailable { key: "listeners.max_connections_per_source", is_on: |v| v != "0", remedy: "remove it or write 0" },
     Unavailable { key: "listeners.proxy_protocol", is_on: is_true, remedy: "remove it" },
     Unavailable { key: "listeners.protocol", is_on: |v| v == "http-redirect", remedy: "remove the listener" },
+    Unavailable { key: "listeners.routes.alpn", is_on: |v| !v.is_empty(), remedy: "remove it" },
     Unavailable { key: "listeners.routes.mode", is_on: |v| v == "l7", remedy: "remove it or write \"l4\"" },
     Unavailable { key: "listeners.routes.send_proxy_protocol", is_on: is_true, remedy: "remove it" },
     Unavailable { key: "listeners.routes.transparent", is_on: is_true, remedy: "remove it" },
+    Unavailable { key: "listeners.routes.splice", is_on: |v| v == "sockmap", remedy: "remove it or write \"auto\"" },
+    Unavailable { key: "proxy.memory_limit", is_on: |v| v != "0", remedy: "remove it or write 0" },
     Unavailable { key: "proxy.splice", is_on: |v| v == "sockmap", remedy: "remove it or write \"auto\"" },
     Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
     Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
@@ -24,9 +29,14 @@ const UNAVAILABLE: &[Unavailable] = &[
 ];
 
 /// The remedy when `value` of `key` needs a feature of a later version.
-pub(super) fn remedy(key: &str, value: &str) -> Option<&'static str> {
+pub(super) fn remedy_in(unavailable: &[Unavailable], key: &str, value: &str) -> Option<&'static str> {
     let key = key.replacen("listeners.default.", "listeners.routes.", 1);
-    UNAVAILABLE.iter().find(|entry| entry.key == key && (entry.is_on)(value)).map(|entry| entry.remedy)
+    unavailable.iter().find(|entry| entry.key == key && (entry.is_on)(value)).map(|entry| entry.remedy)
+}
+
+/// Whether `value` of `key`, such as `listeners.routes.mode`, needs a feature of a later version.
+pub(crate) fn is_unavailable(key: &str, value: &str) -> bool {
+    remedy_in(UNAVAILABLE, key, value).is_some()
 }
 
 fn is_true(value: &str) -> bool {

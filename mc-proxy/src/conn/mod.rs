@@ -21,7 +21,11 @@ use crate::{
     control::Drops,
     desired::{Listener, Protocol},
     firewall::Firewall,
-    net::{addr::ListenAddr, relay::Drain, resolve::Resolver},
+    net::{
+        addr::ListenAddr,
+        relay::{Drain, Switch},
+        resolve::Resolver,
+    },
     route::RouteTable,
 };
 
@@ -40,6 +44,8 @@ pub struct Edge {
     pub drops: Drops,
     /// Deadlines.
     pub proxy: Proxy,
+    /// How bytes are moved where a route does not say it; `proxy.splice` is where it starts.
+    pub splice: Arc<Switch>,
 }
 
 /// What the connections of one worker share. The counts of its references stay on the worker's core.

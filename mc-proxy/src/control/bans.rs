@@ -156,7 +156,8 @@ mod tests {
     async fn backends_are_exempt() {
         let (mut bans, offences) = Bans::new(Some(POLICY));
         let target = |backend: &str| Target::passthrough(backend.parse().unwrap());
-        let route = Route { hostname: "a.example".parse().unwrap(), target: target("[2001:db8::80]:443") };
+        let route =
+            Route { hostname: "a.example".parse().unwrap(), alpn: Vec::new(), target: target("[2001:db8::80]:443") };
         let listeners = [
             Listener { routes: vec![route], ..Listener::new(":443".parse().unwrap()) },
             Listener { default: Some(target("localhost:80")), ..Listener::new(":80".parse().unwrap()) },

@@ -31,8 +31,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
-    desired::{L7Policy, Route, Target},
-    route::Pattern,
+    config::Splice,
+    desired::{AcceptProxy, L7Policy, Route, RouteKey, Target},
     xdp::PlaneStatus,
 };
 
@@ -84,6 +84,8 @@ pub struct Status {
     pub firewall: FirewallStatus,
     /// Connections by how they ended; every outcome, also those that never happened.
     pub outcomes: Vec<(&'static str, u64)>,
+    /// How bytes are moved where a route does not say it.
+    pub splice: Splice,
     /// Bytes from clients to backends.
     pub client_bytes: u64,
     /// Bytes from backends to clients.
@@ -101,6 +103,10 @@ pub struct ListenerStatus {
     pub active: u64,
     /// 0 = unlimited.
     pub max_connections: u64,
+    /// 0 = unlimited.
+    pub max_connections_per_source: u64,
+    /// Whose PROXY headers are believed; none = there are none.
+    pub proxy: Option<AcceptProxy>,
     /// Since start, the refused ones included.
     pub accepted: u64,
 }
@@ -110,11 +116,12 @@ pub struct ListenerStatus {
 pub(crate) enum Command {
     Routes(String, Reply<ListenerRoutes>),
     AddRoute(String, Route, Reply<()>),
-    RemoveRoute(String, Pattern, Reply<()>),
-    Policies(String, Pattern, Reply<Vec<L7Policy>>),
-    AddPolicy(String, Pattern, L7Policy, Reply<()>),
-    RemovePolicy(String, Pattern, L7Policy, Reply<()>),
+    RemoveRoute(String, RouteKey, Reply<()>),
+    Policies(String, RouteKey, Reply<Vec<L7Policy>>),
+    AddPolicy(String, RouteKey, L7Policy, Reply<()>),
+    RemovePolicy(String, RouteKey, L7Policy, Reply<()>),
     SetMaxConnections(String, u64, Reply<()>),
+    SetSplice(Splice, Reply<Splice>),
     Status(Reply<Status>),
     ReloadGeoIp(Reply<bool>),
     Firewall(FirewallCommand),
@@ -127,6 +134,7 @@ impl Command {
         match self {
             Self::Routes(_, reply) => reply.is_closed(),
             Self::Policies(_, _, reply) => reply.is_closed(),
+            Self::SetSplice(_, reply) => reply.is_closed(),
             Self::Status(reply) => reply.is_closed(),
             Self::ReloadGeoIp(reply) => reply.is_closed(),
             Self::Firewall(command) => command.is_abandoned(),
@@ -170,7 +178,7 @@ impl Control {
         self.call(|reply| Command::Routes(listener, reply)).await
     }
 
-    /// Adds a route or replaces the one with the same hostname. Policies of a replaced route are replaced too.
+    /// Adds a route or replaces the one with the same key. Policies of a replaced route are replaced too.
     ///
     /// # Errors
     /// See [`ControlError`].
@@ -182,37 +190,32 @@ impl Control {
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn remove_route(&self, listener: String, hostname: Pattern) -> Result<(), ControlError> {
-        self.call(|reply| Command::RemoveRoute(listener, hostname, reply)).await
+    pub async fn remove_route(&self, listener: String, route: RouteKey) -> Result<(), ControlError> {
+        self.call(|reply| Command::RemoveRoute(listener, route, reply)).await
     }
 
     /// Policies of a route, in the order of evaluation.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn policies(&self, listener: String, hostname: Pattern) -> Result<Vec<L7Policy>, ControlError> {
-        self.call(|reply| Command::Policies(listener, hostname, reply)).await
+    pub async fn policies(&self, listener: String, route: RouteKey) -> Result<Vec<L7Policy>, ControlError> {
+        self.call(|reply| Command::Policies(listener, route, reply)).await
     }
 
     /// Appends a policy; one that exists stays where it is.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn add_policy(&self, listener: String, hostname: Pattern, policy: L7Policy) -> Result<(), ControlError> {
-        self.call(|reply| Command::AddPolicy(listener, hostname, policy, reply)).await
+    pub async fn add_policy(&self, listener: String, route: RouteKey, policy: L7Policy) -> Result<(), ControlError> {
+        self.call(|reply| Command::AddPolicy(listener, route, policy, reply)).await
     }
 
     /// Removes a policy.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn remove_policy(
-        &self,
-        listener: String,
-        hostname: Pattern,
-        policy: L7Policy,
-    ) -> Result<(), ControlError> {
-        self.call(|reply| Command::RemovePolicy(listener, hostname, policy, reply)).await
+    pub async fn remove_policy(&self, listener: String, route: RouteKey, policy: L7Policy) -> Result<(), ControlError> {
+        self.call(|reply| Command::RemovePolicy(listener, route, policy, reply)).await
     }
 
     /// Sets a listener's limit, 0 = unlimited.
@@ -221,6 +224,14 @@ impl Control {
     /// [`ControlError::NotFound`] for an unknown listener.
     pub async fn set_max_connections(&self, listener: String, max: u64) -> Result<(), ControlError> {
         self.call(|reply| Command::SetMaxConnections(listener, max, reply)).await
+    }
+
+    /// Sets how bytes are moved from now on where a route does not say it, until the daemon ends; gives what it was.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`].
+    pub async fn set_splice(&self, mode: Splice) -> Result<Splice, ControlError> {
+        self.call(|reply| Command::SetSplice(mode, reply)).await
     }
 
     /// What `status` shows.

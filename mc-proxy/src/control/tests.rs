@@ -11,7 +11,7 @@ mod support;
 use support::{Bench, listener, route};
 
 use super::*;
-use crate::{conn::Listening, desired::L7PolicyKind};
+use crate::{conn::Listening, desired::L7PolicyKind, route::Pattern};
 
 #[tokio::test]
 async fn routes_are_published_as_a_whole_and_stored() {
@@ -27,12 +27,24 @@ async fn routes_are_published_as_a_whole_and_stored() {
     bench.control.add_route(listener(), route("a.example", "10.0.0.3:443")).await.unwrap();
     assert_eq!(backend(&bench.listening).as_deref(), Some("10.0.0.3:443"));
     let policy = L7Policy { kind: L7PolicyKind::RequireHeader, value: "X-Key".into() };
-    let pattern: Pattern = "a.example".parse().unwrap();
-    bench.control.add_policy(listener(), pattern.clone(), policy.clone()).await.unwrap();
-    assert_eq!(bench.control.policies(listener(), pattern.clone()).await.unwrap(), [policy]);
-    bench.control.remove_route(listener(), pattern.clone()).await.unwrap();
+    let key: RouteKey = "a.example".parse::<Pattern>().unwrap().into();
+    bench.control.add_policy(listener(), key.clone(), policy.clone()).await.unwrap();
+    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), [policy]);
+    bench.control.remove_route(listener(), key.clone()).await.unwrap();
     assert_eq!(backend(&bench.listening).as_deref(), Some("10.0.0.2:443"));
-    assert!(matches!(bench.control.remove_route(listener(), pattern).await, Err(ControlError::NotFound(_))));
+    assert!(matches!(bench.control.remove_route(listener(), key).await, Err(ControlError::NotFound(_))));
+
+    let acme = Route { alpn: vec!["acme-tls/1".to_owned()], ..route("*.example", "10.0.0.4:443") };
+    bench.control.add_route(listener(), acme.clone()).await.unwrap();
+    let wrong = RouteKey { alpn: vec!["h2".to_owned()], ..acme.key() };
+    assert_eq!(
+        bench.control.remove_route(listener(), wrong).await.unwrap_err().to_string(),
+        "hostname: listener \":443\" has no route *.example (ALPN h2); it has *.example, *.example (ALPN acme-tls/1)"
+    );
+    assert_eq!(bench.control.routes(listener()).await.unwrap().routes.len(), 2);
+    bench.control.remove_route(listener(), acme.key()).await.unwrap();
+    assert_eq!(bench.control.set_splice(Splice::Userspace).await.unwrap(), Splice::Auto);
+    assert_eq!(bench.control.status().await.unwrap().splice, Splice::Userspace);
     let unknown = bench.control.routes(":80".into()).await.unwrap_err();
     assert_eq!(unknown.to_string(), "listener_addr: there is no listener \":80\"; there is \":443\"");
     bench.control.set_max_connections(listener(), 7).await.unwrap();

@@ -14,9 +14,9 @@ use super::{
 };
 use crate::{
     conn::{Edge, Listening},
-    desired::{L7Policy, Listener, Route},
+    desired::{L7Policy, Listener, Route, RouteKey},
     firewall::Engine,
-    route::{Pattern, RouteTable},
+    route::RouteTable,
     store::{self, Store, StoreError},
     telemetry::describe,
     xdp::Dataplane,
@@ -143,19 +143,20 @@ impl Thread {
         match command {
             Command::Routes(listener, reply) => answer(reply, self.routes(&listener)),
             Command::AddRoute(listener, route, reply) => answer(reply, self.add_route(&listener, route)),
-            Command::RemoveRoute(listener, hostname, reply) => answer(reply, self.remove_route(&listener, &hostname)),
-            Command::Policies(listener, hostname, reply) => {
-                answer(reply, self.route(&listener, &hostname).map(|route| route.target.l7_policies.clone()));
+            Command::RemoveRoute(listener, key, reply) => answer(reply, self.remove_route(&listener, &key)),
+            Command::Policies(listener, key, reply) => {
+                answer(reply, self.route(&listener, &key).map(|route| route.target.l7_policies.clone()));
             }
-            Command::AddPolicy(listener, hostname, policy, reply) => {
-                answer(reply, self.add_policy(&listener, &hostname, policy));
+            Command::AddPolicy(listener, key, policy, reply) => {
+                answer(reply, self.add_policy(&listener, &key, policy));
             }
-            Command::RemovePolicy(listener, hostname, policy, reply) => {
-                answer(reply, self.remove_policy(&listener, &hostname, &policy));
+            Command::RemovePolicy(listener, key, policy, reply) => {
+                answer(reply, self.remove_policy(&listener, &key, &policy));
             }
             Command::SetMaxConnections(listener, max, reply) => {
                 answer(reply, self.set_max_connections(&listener, max));
             }
+            Command::SetSplice(mode, reply) => answer(reply, Ok(self.owned.edge.splice.set(mode))),
             Command::Status(reply) => answer(reply, Ok(self.status())),
             Command::ReloadGeoIp(reply) => answer(reply, self.reload_geoip()),
             Command::Firewall(command) => self.firewall(command),
@@ -173,10 +174,10 @@ impl Thread {
         })
     }
 
-    fn route(&self, listener: &str, hostname: &Pattern) -> Result<&Route, ControlError> {
+    fn route(&self, listener: &str, key: &RouteKey) -> Result<&Route, ControlError> {
         let index = self.index(listener)?;
         let routes = self.owned.listeners.get(index).map(|l| l.routes.as_slice()).unwrap_or_default();
-        routes.iter().find(|route| route.hostname == *hostname).ok_or_else(|| no_route(listener, hostname))
+        routes.iter().find(|route| route.is(key)).ok_or_else(|| no_route(listener, key, routes))
     }
 
     fn routes(&self, listener: &str) -> Result<ListenerRoutes, ControlError> {
@@ -188,39 +189,40 @@ impl Thread {
     fn add_route(&mut self, listener: &str, route: Route) -> Result<(), ControlError> {
         let index = self.index(listener)?;
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;
-        self.publish(index, |routes| match routes.iter_mut().find(|known| known.hostname == route.hostname) {
+        self.publish(index, |routes| match routes.iter_mut().find(|known| known.is(&route.key())) {
             Some(known) => *known = route,
             None => routes.push(route),
         });
         Ok(())
     }
 
-    fn remove_route(&mut self, listener: &str, hostname: &Pattern) -> Result<(), ControlError> {
+    fn remove_route(&mut self, listener: &str, key: &RouteKey) -> Result<(), ControlError> {
         let index = self.index(listener)?;
-        if !self.owned.store.delete_route(listener, hostname).map_err(failed)? {
-            return Err(no_route(listener, hostname));
+        if !self.owned.store.delete_route(listener, key).map_err(failed)? {
+            let routes = self.owned.listeners.get(index).map(|l| l.routes.as_slice()).unwrap_or_default();
+            return Err(no_route(listener, key, routes));
         }
-        self.publish(index, |routes| routes.retain(|route| route.hostname != *hostname));
+        self.publish(index, |routes| routes.retain(|route| !route.is(key)));
         Ok(())
     }
 
-    fn add_policy(&mut self, listener: &str, hostname: &Pattern, policy: L7Policy) -> Result<(), ControlError> {
-        self.route(listener, hostname)?;
+    fn add_policy(&mut self, listener: &str, key: &RouteKey, policy: L7Policy) -> Result<(), ControlError> {
+        self.route(listener, key)?;
         let index = self.index(listener)?;
-        if self.owned.store.insert_policy(listener, hostname, &policy).map_err(failed)? {
-            self.publish(index, |routes| with_route(routes, hostname, |route| route.target.l7_policies.push(policy)));
+        if self.owned.store.insert_policy(listener, key, &policy).map_err(failed)? {
+            self.publish(index, |routes| with_route(routes, key, |route| route.target.l7_policies.push(policy)));
         }
         Ok(())
     }
 
-    fn remove_policy(&mut self, listener: &str, hostname: &Pattern, policy: &L7Policy) -> Result<(), ControlError> {
-        self.route(listener, hostname)?;
+    fn remove_policy(&mut self, listener: &str, key: &RouteKey, policy: &L7Policy) -> Result<(), ControlError> {
+        self.route(listener, key)?;
         let index = self.index(listener)?;
-        if !self.owned.store.delete_policy(listener, hostname, policy).map_err(failed)? {
-            return Err(ControlError::NotFound(format!("policy: the route {hostname} has no such policy")));
+        if !self.owned.store.delete_policy(listener, key, policy).map_err(failed)? {
+            return Err(ControlError::NotFound(format!("policy: the route {key} has no such policy")));
         }
         self.publish(index, |routes| {
-            with_route(routes, hostname, |route| route.target.l7_policies.retain(|known| known != policy));
+            with_route(routes, key, |route| route.target.l7_policies.retain(|known| known != policy));
         });
         Ok(())
     }
@@ -261,6 +263,8 @@ impl Thread {
                     routes: desired.routes.len(),
                     active: running.active(),
                     max_connections: running.max_connections(),
+                    max_connections_per_source: desired.max_connections_per_source,
+                    proxy: desired.proxy.clone(),
                     accepted: running.accepted(),
                 })
                 .collect(),
@@ -276,6 +280,7 @@ impl Thread {
                 rules,
             },
             outcomes: edge.counters.outcomes(),
+            splice: edge.splice.mode(),
             client_bytes,
             backend_bytes,
         }
@@ -305,14 +310,18 @@ pub(super) fn until(deadline: SystemTime) -> Option<Instant> {
     Instant::now().checked_add(deadline.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
-fn with_route(routes: &mut [Route], hostname: &Pattern, change: impl FnOnce(&mut Route)) {
-    if let Some(route) = routes.iter_mut().find(|route| route.hostname == *hostname) {
+fn with_route(routes: &mut [Route], key: &RouteKey, change: impl FnOnce(&mut Route)) {
+    if let Some(route) = routes.iter_mut().find(|route| route.is(key)) {
         change(route);
     }
 }
 
-fn no_route(listener: &str, hostname: &Pattern) -> ControlError {
-    ControlError::NotFound(format!("hostname: listener {listener:?} has no route {hostname}"))
+/// Who has forgotten that routes differ in ALPN, too, is told which there are.
+fn no_route(listener: &str, key: &RouteKey, routes: &[Route]) -> ControlError {
+    let others = routes.iter().filter(|route| route.hostname == key.hostname).map(|route| route.key().to_string());
+    let others = others.collect::<Vec<_>>();
+    let hint = if others.is_empty() { String::new() } else { format!("; it has {}", others.join(", ")) };
+    ControlError::NotFound(format!("hostname: listener {listener:?} has no route {key}{hint}"))
 }
 
 pub(super) fn failed(error: StoreError) -> ControlError {

@@ -5,9 +5,9 @@
 //! | `status` | `GetStatusResponse`; `started_at` as RFC 3339 |
 //! | `routes list` | `{"listeners": [ListRoutesResponse]}`; `default_route` is null without one |
 //! | `routes add` | `AddRouteRequest` |
-//! | `routes remove` | `{"listener_addr", "hostnames": []}` |
+//! | `routes remove` | `{"listener_addr", "hostnames": [], "alpn": []}` |
 //! | `policies list` | `ListL7PoliciesResponse` |
-//! | `policies add`, `remove` | `{"listener_addr", "hostname", "policy"}` |
+//! | `policies add`, `remove` | `{"listener_addr", "hostname", "alpn": [], "policy"}` |
 //! | `listeners list` | `{"listeners": [ListenerStatus]}` |
 //! | `listeners set-max-connections` | `{"listener_addr", "max_connections"}` |
 //! | `firewall list`, `add`, `remove` | `{"rules": [FirewallRule]}`; enumerations by name; not `list`: `"summary"` |
@@ -18,6 +18,7 @@
 //! | `firewall watch` | one `DropEvent` a line, or `{"missed"}` |
 //! | `firewall top` | a line `{"seconds", "groups": [], "sources": [], "missed"}` |
 //! | `firewall confirm`, `revert` | `{"confirmed": true}`, `{"reverted": true}` |
+//! | `splice` | `{"mode", "previous"}` |
 //! | `health` | `{"service", "status": "SERVING"}` |
 
 use std::net::IpAddr;
@@ -39,6 +40,7 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
         "client_bytes": status.client_bytes,
         "backend_bytes": status.backend_bytes,
         "firewall": status.firewall.as_ref().map(firewall),
+        "splice": status.splice,
     })
 }
 
@@ -50,6 +52,9 @@ pub(super) fn listener(listener: &v1::ListenerStatus) -> Value {
         "proxy_protocol": listener.proxy_protocol,
         "max_connections": listener.max_connections,
         "accepted_total": listener.accepted_total,
+        "proxy_trusted": listener.proxy_trusted,
+        "proxy_trust_any": listener.proxy_trust_any,
+        "max_connections_per_source": listener.max_connections_per_source,
     })
 }
 
@@ -72,6 +77,10 @@ pub(super) fn route(route: &v1::Route) -> Value {
         "backend_tls": route.backend_tls,
         "send_proxy_protocol": route.send_proxy_protocol,
         "l7_policies": route.l7_policies.iter().map(policy).collect::<Value>(),
+        "alpn": route.alpn,
+        "proxy_protocol_version": route.proxy_protocol_version,
+        "transparent": route.transparent,
+        "splice": route.splice,
     })
 }
 

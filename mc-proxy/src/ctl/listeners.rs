@@ -50,11 +50,22 @@ async fn list(client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError>
             listener.route_count.to_string(),
             listener.active_connections.to_string(),
             limit(listener.max_connections),
+            limit(listener.max_connections_per_source),
+            proxy(listener),
             listener.accepted_total.to_string(),
         ]
     });
     out.answer(
         || json!({"listeners": listeners.iter().map(json::listener).collect::<Value>()}),
-        || table(["LISTENER", "ROUTES", "ACTIVE", "MAX", "ACCEPTED"], rows),
+        || table(["LISTENER", "ROUTES", "ACTIVE", "MAX", "PER SOURCE", "PROXY", "ACCEPTED"], rows),
     )
+}
+
+/// Whose PROXY headers are believed.
+fn proxy(listener: &v1::ListenerStatus) -> String {
+    match (listener.proxy_protocol, listener.proxy_trust_any) {
+        (false, _) => "-".to_owned(),
+        (true, true) => "from anybody".to_owned(),
+        (true, false) => listener.proxy_trusted.join(","),
+    }
 }

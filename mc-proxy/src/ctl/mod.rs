@@ -11,6 +11,7 @@ mod listeners;
 mod output;
 mod policies;
 mod routes;
+mod splice;
 mod status;
 
 #[cfg(test)]
@@ -67,6 +68,8 @@ enum Command {
     /// Firewall rules: groups, lists, what they drop and why.
     #[command(subcommand)]
     Firewall(firewall::Command),
+    /// How bytes of connections are moved, until the daemon ends.
+    Splice(splice::Args),
     /// Whether the daemon is serving, as `grpc.health.v1` has it.
     Health(health::Args),
 }
@@ -115,6 +118,7 @@ async fn execute(
         Command::Policies(command) => policies::run(command, &mut client, &mut out).await,
         Command::Listeners(command) => listeners::run(command, &mut client, &mut out).await,
         Command::Firewall(command) => firewall::run(command, &args.socket, &mut client, &mut out).await,
+        Command::Splice(args) => splice::run(args, &mut client, &mut out).await,
         Command::Health(args) => health::run(args, &mut client, &mut out).await,
     }?;
     out.flush()

@@ -27,6 +27,9 @@ pub(super) struct Place {
     listener: String,
     /// Of the route, as listed.
     hostname: String,
+    /// ALPN names of the route, as listed; without them the route for any client is meant.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    alpn: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,31 +47,34 @@ pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<
     match command {
         Command::List(place) => list(place, client, out).await,
         Command::Add(policy) => {
-            let (Place { listener: listener_addr, hostname }, policy) = split(policy);
+            let (place, policy) = split(policy);
             let request = v1::AddL7PolicyRequest {
-                listener_addr: listener_addr.clone(),
-                hostname: hostname.clone(),
+                listener_addr: place.listener.clone(),
+                hostname: place.hostname.clone(),
                 policy: Some(policy.clone()),
+                alpn: place.alpn.clone(),
             };
             answer(client.admin.add_l7_policy(request)).await?;
             out.say("stored; policies act on l7 routes only, which this version does not have");
-            changed("added", &listener_addr, &hostname, &policy, out)
+            changed("added", &place, &policy, out)
         }
         Command::Remove(policy) => {
-            let (Place { listener: listener_addr, hostname }, policy) = split(policy);
+            let (place, policy) = split(policy);
             let request = v1::RemoveL7PolicyRequest {
-                listener_addr: listener_addr.clone(),
-                hostname: hostname.clone(),
+                listener_addr: place.listener.clone(),
+                hostname: place.hostname.clone(),
                 policy: Some(policy.clone()),
+                alpn: place.alpn.clone(),
             };
             answer(client.admin.remove_l7_policy(request)).await?;
-            changed("removed", &listener_addr, &hostname, &policy, out)
+            changed("removed", &place, &policy, out)
         }
     }
 }
 
 async fn list(place: Place, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
-    let request = v1::ListL7PoliciesRequest { listener_addr: place.listener, hostname: place.hostname };
+    let request =
+        v1::ListL7PoliciesRequest { listener_addr: place.listener, hostname: place.hostname, alpn: place.alpn };
     let policies = answer(client.admin.list_l7_policies(request)).await?.policies;
     out.answer(
         || json!({"policies": policies.iter().map(json::policy).collect::<Value>()}),
@@ -80,14 +86,10 @@ fn split(policy: Policy) -> (Place, v1::L7Policy) {
     (policy.place, v1::L7Policy { r#type: policy.r#type, value: policy.value })
 }
 
-fn changed(
-    what: &str,
-    listener: &str,
-    hostname: &str,
-    policy: &v1::L7Policy,
-    out: &mut Output<'_>,
-) -> Result<(), CtlError> {
+fn changed(what: &str, place: &Place, policy: &v1::L7Policy, out: &mut Output<'_>) -> Result<(), CtlError> {
+    let Place { listener, hostname, alpn } = place;
     out.say(format_args!("{listener} {hostname}: policy {} \"{}\" {what}", policy.r#type, policy.value));
-    let object = || json!({"listener_addr": listener, "hostname": hostname, "policy": json::policy(policy)});
+    let object =
+        || json!({"listener_addr": listener, "hostname": hostname, "alpn": alpn, "policy": json::policy(policy)});
     out.answer(object, String::new)
 }

@@ -18,7 +18,7 @@ pub(super) enum Command {
         /// As in the configuration, such as `:443`.
         listener: Option<String>,
     },
-    /// Adds a route, or replaces the one with the same hostname.
+    /// Adds a route, or replaces the one with the same hostname and ALPN names.
     Add(Route),
     /// Removes routes.
     Remove {
@@ -27,6 +27,9 @@ pub(super) enum Command {
         /// Of the routes, as listed.
         #[arg(required = true)]
         hostnames: Vec<String>,
+        /// ALPN names of the routes, as listed; without them the routes for any client are meant.
+        #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+        alpn: Vec<String>,
     },
 }
 
@@ -51,23 +54,39 @@ pub(super) struct Route {
     /// TLS towards the backend.
     #[arg(long)]
     backend_tls: bool,
-    /// A PROXY v2 header towards the backend.
-    #[arg(long)]
+    /// A PROXY header towards the backend.
+    #[arg(long, value_name = "VERSION", value_parser = ["v1", "v2"])]
+    send_proxy: Option<String>,
+    /// As `--send-proxy v2`.
+    #[arg(long, conflicts_with = "send_proxy")]
     send_proxy_protocol: bool,
+    /// For clients that offer one of these application protocols, such as `h2,http/1.1`; they come first.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    alpn: Vec<String>,
+    /// The backend sees the connection come from the client's address.
+    #[arg(long)]
+    transparent: bool,
+    /// How bytes are moved, if not as the daemon is set.
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "sockmap", "userspace"])]
+    splice: Option<String>,
 }
 
 pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
     match command {
         Command::List { listener } => list(listener, client, out).await,
         Command::Add(route) => add(route, client, out).await,
-        Command::Remove { listener, hostnames } => {
+        Command::Remove { listener, hostnames, alpn } => {
             for (done, hostname) in hostnames.iter().enumerate() {
-                let request = v1::RemoveRouteRequest { listener_addr: listener.clone(), hostname: hostname.clone() };
+                let request = v1::RemoveRouteRequest {
+                    listener_addr: listener.clone(),
+                    hostname: hostname.clone(),
+                    alpn: alpn.clone(),
+                };
                 let removed = answer(client.admin.remove_route(request)).await;
                 removed.map_err(|error| error.at(hostname, done, hostnames.len()))?;
                 out.say(format_args!("{listener}: route {hostname} removed"));
             }
-            out.answer(|| json!({"listener_addr": listener, "hostnames": hostnames}), String::new)
+            out.answer(|| json!({"listener_addr": listener, "hostnames": hostnames, "alpn": alpn}), String::new)
         }
     }
 }
@@ -90,7 +109,7 @@ async fn list(listener: Option<String>, client: &mut Client, out: &mut Output<'_
     });
     out.answer(
         || json!({"listeners": all.iter().map(json::routes).collect::<Value>()}),
-        || table(["LISTENER", "HOSTNAME", "MODE", "BACKENDS"], rows),
+        || table(["LISTENER", "HOSTNAME", "ALPN", "MODE", "OPTIONS", "BACKENDS"], rows),
     )
 }
 
@@ -104,8 +123,12 @@ async fn add(route: Route, client: &mut Client, out: &mut Output<'_>) -> Result<
         tls_cert: route.tls_cert.unwrap_or_default(),
         tls_key: route.tls_key.unwrap_or_default(),
         backend_tls: route.backend_tls,
-        send_proxy_protocol: route.send_proxy_protocol,
+        send_proxy_protocol: route.send_proxy_protocol || route.send_proxy.is_some(),
         l7_policies: Vec::new(),
+        alpn: route.alpn,
+        proxy_protocol_version: route.send_proxy.unwrap_or_default(),
+        transparent: route.transparent,
+        splice: route.splice.unwrap_or_default(),
     };
     let request = v1::AddRouteRequest { listener_addr: route.listener.clone(), route: Some(message.clone()) };
     answer(client.admin.add_route(request)).await?;
@@ -113,8 +136,25 @@ async fn add(route: Route, client: &mut Client, out: &mut Output<'_>) -> Result<
     out.answer(|| json!({"listener_addr": route.listener, "route": json::route(&message)}), String::new)
 }
 
-fn row(listener: &str, hostname: &str, route: &v1::Route) -> [String; 4] {
-    [listener.to_owned(), hostname.to_owned(), route.mode.clone(), backends_of(route)]
+fn row(listener: &str, hostname: &str, route: &v1::Route) -> [String; 6] {
+    let alpn = if route.alpn.is_empty() { "any".to_owned() } else { route.alpn.join(",") };
+    let (listener, hostname) = (listener.to_owned(), hostname.to_owned());
+    [listener, hostname, alpn, route.mode.clone(), options_of(route), backends_of(route)]
+}
+
+/// What is not as without options.
+fn options_of(route: &v1::Route) -> String {
+    let mut options = Vec::new();
+    if route.send_proxy_protocol {
+        options.push(format!("send-proxy={}", route.proxy_protocol_version));
+    }
+    if route.transparent {
+        options.push("transparent".to_owned());
+    }
+    if !route.splice.is_empty() {
+        options.push(format!("splice={}", route.splice));
+    }
+    if options.is_empty() { "-".to_owned() } else { options.join(",") }
 }
 
 fn backends_of(route: &v1::Route) -> String {

@@ -41,15 +41,16 @@ pub(super) async fn refused(served: &Served, line: &[&str]) -> (String, Exit) {
 #[tokio::test]
 async fn routes() {
     let served = Served::start();
-    let add = ["routes", "add", ":443", "app.example.com", "127.0.0.1:8443", "[2001:db8::1]:443", "--backend-tls"];
+    let (ours, route) = ("app.example.com", ["127.0.0.1:8443", "[2001:db8::1]:443"]);
+    let add = ["routes", "add", ":443", ours, route[0], route[1], "--backend-tls", "--splice", "userspace"];
     let (_, talk) = ok(&served, &add).await;
     assert_eq!(talk, ":443: route app.example.com -> 127.0.0.1:8443, [2001:db8::1]:443\n");
     let (table, _) = ok(&served, &["routes", "list"]).await;
     assert_eq!(
         table,
-        "LISTENER  HOSTNAME         MODE  BACKENDS\n\
-         :443      app.example.com  l4    127.0.0.1:8443, [2001:db8::1]:443\n\
-         :443      (default)        l4    unix:/run/default.sock\n"
+        "LISTENER  HOSTNAME         ALPN  MODE  OPTIONS           BACKENDS\n\
+         :443      app.example.com  any   l4    splice=userspace  127.0.0.1:8443, [2001:db8::1]:443\n\
+         :443      (default)        any   l4    -                 unix:/run/default.sock\n"
     );
     let listed = json(&served, &["routes", "list", ":443"]).await;
     let listener = &listed["listeners"][0];
@@ -65,6 +66,16 @@ async fn routes() {
     let (text, exit) = refused(&served, &["routes", "add", ":443", "a.b", "a:1", "--mode", "l7"]).await;
     assert_eq!(exit, Exit::Failure);
     assert!(text.starts_with("route.mode: \"l7\" is not available"), "{text}");
+}
+
+#[tokio::test]
+async fn splice() {
+    let served = Served::start();
+    let set = json(&served, &["splice", "userspace"]).await;
+    assert_eq!(set, serde_json::json!({"mode": "userspace", "previous": "auto"}));
+    let (data, talk) = ok(&served, &["splice", "auto"]).await;
+    assert_eq!((data.as_str(), talk.as_str()), ("", "splice: auto until the daemon ends; it was userspace\n"));
+    assert_eq!(json(&served, &["status"]).await["splice"], "auto");
 }
 
 #[tokio::test]
@@ -86,7 +97,10 @@ async fn listeners() {
     let set = json(&served, &["listeners", "set-max-connections", ":443", "1000"]).await;
     assert_eq!(set, serde_json::json!({"listener_addr": ":443", "max_connections": 1000}));
     let (table, _) = ok(&served, &["listeners", "list"]).await;
-    assert_eq!(table, "LISTENER  ROUTES  ACTIVE  MAX   ACCEPTED\n:443      0       12      1000  40\n");
+    assert_eq!(
+        table,
+        "LISTENER  ROUTES  ACTIVE  MAX   PER SOURCE  PROXY  ACCEPTED\n:443      0       12      1000  unlimited   -      40\n"
+    );
     assert_eq!(json(&served, &["listeners", "list"]).await["listeners"][0]["accepted_total"], 40);
 }
 

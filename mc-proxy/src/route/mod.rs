@@ -1,5 +1,6 @@
 //! Routes: which backend a server name belongs to.
 
+pub mod alpn;
 mod pattern;
 mod table;
 

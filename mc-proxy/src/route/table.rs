@@ -123,7 +123,11 @@ mod tests {
         let routes = hostnames
             .iter()
             .zip(1..)
-            .map(|(hostname, port)| Route { hostname: hostname.parse().unwrap(), target: target(port) })
+            .map(|(hostname, port)| Route {
+                hostname: hostname.parse().unwrap(),
+                alpn: Vec::new(),
+                target: target(port),
+            })
             .collect::<Vec<_>>();
         RouteTable::new(&routes, default.map(target))
     }
@@ -187,7 +191,7 @@ mod tests {
         let routes = (0..100_000_u32)
             .map(|i| {
                 let hostname = if i % 10 == 0 { format!("*.w{i}.example") } else { format!("h{i}.example") };
-                Route { hostname: hostname.parse().unwrap(), target: target(443) }
+                Route { hostname: hostname.parse().unwrap(), alpn: Vec::new(), target: target(443) }
             })
             .collect::<Vec<_>>();
         let table = RouteTable::new(&routes, None);
@@ -228,7 +232,7 @@ mod tests {
                 .iter()
                 .map(|(is_wildcard, name)| {
                     let hostname = if *is_wildcard { format!("*.{name}") } else { name.clone() };
-                    Route { hostname: hostname.parse().unwrap(), target: target(1) }
+                    Route { hostname: hostname.parse().unwrap(), alpn: Vec::new(), target: target(1) }
                 })
                 .collect::<Vec<_>>();
             let table = RouteTable::new(&routes, has_default.then(|| target(2)));

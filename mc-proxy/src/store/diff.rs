@@ -8,8 +8,10 @@ use std::{
 
 use super::{Store, StoreError};
 use crate::{
-    desired::{Desired, Listener, Target},
+    config::Splice,
+    desired::{Desired, Listener, ProxyVersion, Target},
     firewall::{Group, Rule, RuleKey, RuleScope},
+    route::alpn::Listed,
 };
 
 /// Rules of the database alone that are named one by one; of the others the number is told.
@@ -73,14 +75,22 @@ impl Store {
 fn listener(lines: &mut Vec<Difference>, place: &str, seed: &Listener, db: &Listener) {
     field(lines, place, "protocol", seed.protocol.as_str(), db.protocol.as_str());
     field(lines, place, "max_connections", seed.max_connections, db.max_connections);
+    let per_source = |listener: &Listener| listener.max_connections_per_source;
+    field(lines, place, "max_connections_per_source", per_source(seed), per_source(db));
+    field(lines, place, "proxy_protocol", seed.proxy.is_some(), db.proxy.is_some());
+    let trusted = |listener: &Listener| list(listener.proxy.as_ref().map(|p| p.trusted.as_slice()).unwrap_or_default());
+    field(lines, place, "proxy_trusted", trusted(seed), trusted(db));
+    let trust_any = |listener: &Listener| listener.proxy.as_ref().is_some_and(|proxy| proxy.trust_any);
+    field(lines, place, "proxy_trust_any", trust_any(seed), trust_any(db));
     let default = format!("{place}, default route");
     match (&seed.default, &db.default) {
         (Some(seed), Some(db)) => target(lines, &default, seed, db),
         (None, None) => {}
         (seed, _) => lines.push(one_sided(&default, seed.is_some())),
     }
-    for (hostname, sides) in paired(&seed.routes, &db.routes, |route| route.hostname.to_string()) {
-        let place = format!("{place}, route \"{hostname}\"");
+    for (key, sides) in paired(&seed.routes, &db.routes, |route| route.key()) {
+        let alpn = if key.alpn.is_empty() { String::new() } else { format!(" with ALPN {}", Listed(&key.alpn)) };
+        let place = format!("{place}, route \"{}\"{alpn}", key.hostname);
         match sides {
             (Some(seed), Some(db)) => target(lines, &place, &seed.target, &db.target),
             (seed, _) => lines.push(one_sided(&place, seed.is_some())),
@@ -100,7 +110,11 @@ fn target(lines: &mut Vec<Difference>, place: &str, seed: &Target, db: &Target) 
     field(lines, place, "tls_cert", path(&seed.tls_cert), path(&db.tls_cert));
     field(lines, place, "tls_key", path(&seed.tls_key), path(&db.tls_key));
     field(lines, place, "backend_tls", seed.backend_tls, db.backend_tls);
-    field(lines, place, "send_proxy_protocol", seed.send_proxy_protocol, db.send_proxy_protocol);
+    let send_proxy = |target: &Target| target.send_proxy.map_or("false", ProxyVersion::as_str);
+    field(lines, place, "send_proxy_protocol", send_proxy(seed), send_proxy(db));
+    field(lines, place, "transparent", seed.transparent, db.transparent);
+    let splice = |target: &Target| target.splice.map_or("as proxy.splice", Splice::as_str);
+    field(lines, place, "splice", splice(seed), splice(db));
     field(lines, place, "l7_policies", policies(seed), policies(db));
 }
 
@@ -131,7 +145,7 @@ fn list<T: Display>(items: &[T]) -> String {
 
 type Sides<'a, T> = (Option<&'a T>, Option<&'a T>);
 
-fn paired<'a, T>(seed: &'a [T], db: &'a [T], key: impl Fn(&T) -> String) -> BTreeMap<String, Sides<'a, T>> {
+fn paired<'a, T, K: Ord>(seed: &'a [T], db: &'a [T], key: impl Fn(&T) -> K) -> BTreeMap<K, Sides<'a, T>> {
     let mut pairs = BTreeMap::<_, Sides<'_, T>>::new();
     for item in seed {
         pairs.entry(key(item)).or_default().0 = Some(item);
@@ -152,7 +166,11 @@ mod tests {
     };
 
     fn route(hostname: &str, backend: &str) -> Route {
-        Route { hostname: hostname.parse().unwrap(), target: Target::passthrough(backend.parse().unwrap()) }
+        Route {
+            hostname: hostname.parse().unwrap(),
+            alpn: Vec::new(),
+            target: Target::passthrough(backend.parse().unwrap()),
+        }
     }
 
     fn block(subject: &str) -> Rule {

@@ -121,12 +121,12 @@ pub enum StoreError {
         listener: String,
     },
     /// No route of that hostname.
-    #[error("listener \"{listener}\" has no route \"{hostname}\" in the database")]
+    #[error("listener \"{listener}\" has no route {route} in the database")]
     UnknownRoute {
         /// The listener.
         listener: String,
         /// As asked for.
-        hostname: String,
+        route: String,
     },
     /// A row that this version would not have written.
     #[error(

@@ -35,10 +35,7 @@ use self::{
     open::{Identity, Lock, Opened},
     rows::Failure,
 };
-use crate::{
-    desired::{Desired, L7Policy, Listener, Route},
-    route::Pattern,
-};
+use crate::desired::{Desired, L7Policy, Listener, Route, RouteKey};
 
 /// The database, open for this process alone.
 #[derive(Debug)]
@@ -104,7 +101,7 @@ impl Store {
         self.read(|tx, path| rows::listeners(tx, path))
     }
 
-    /// Adds a route, or replaces the one with that hostname in its place in the order.
+    /// Adds a route, or replaces the one with that key in its place in the order.
     ///
     /// # Errors
     /// [`StoreError::UnknownListener`]; any other when it could not be written.
@@ -115,14 +112,14 @@ impl Store {
         })
     }
 
-    /// Removes a route; `false` if the listener has none of that hostname.
+    /// Removes a route; `false` if the listener has none with that key.
     ///
     /// # Errors
     /// [`StoreError::UnknownListener`]; any other when it could not be written.
-    pub fn delete_route(&mut self, listener: &str, hostname: &Pattern) -> Result<bool, StoreError> {
+    pub fn delete_route(&mut self, listener: &str, route: &RouteKey) -> Result<bool, StoreError> {
         self.write(|tx| {
             let listener = rows::listener_id(tx, listener)?;
-            rows::delete_route(tx, listener, hostname)
+            rows::delete_route(tx, listener, route)
         })
     }
 
@@ -130,9 +127,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::UnknownListener`], [`StoreError::UnknownRoute`]; any other when it could not be written.
-    pub fn insert_policy(&mut self, listener: &str, hostname: &Pattern, policy: &L7Policy) -> Result<bool, StoreError> {
+    pub fn insert_policy(&mut self, listener: &str, route: &RouteKey, policy: &L7Policy) -> Result<bool, StoreError> {
         self.write(|tx| {
-            let route = rows::route_id(tx, listener, hostname)?;
+            let route = rows::route_id(tx, listener, route)?;
             rows::insert_policy(tx, route, policy)
         })
     }
@@ -141,9 +138,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::UnknownListener`], [`StoreError::UnknownRoute`]; any other when it could not be written.
-    pub fn delete_policy(&mut self, listener: &str, hostname: &Pattern, policy: &L7Policy) -> Result<bool, StoreError> {
+    pub fn delete_policy(&mut self, listener: &str, route: &RouteKey, policy: &L7Policy) -> Result<bool, StoreError> {
         self.write(|tx| {
-            let route = rows::route_id(tx, listener, hostname)?;
+            let route = rows::route_id(tx, listener, route)?;
             rows::delete_policy(tx, route, policy)
         })
     }

@@ -11,9 +11,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::StoreError;
 use crate::{
-    desired::{L7Policy, Listener, Route, Target},
+    config::Splice,
+    desired::{AcceptProxy, L7Policy, Listener, ProxyVersion, Route, RouteKey, Target},
+    firewall::Subject,
     net::addr::BackendAddr,
-    route::Pattern,
+    route::alpn,
 };
 
 /// An error of SQLite that does not know its file yet, or one that is complete.
@@ -55,38 +57,55 @@ pub(super) fn listener_id(conn: &Connection, addr: &str) -> Result<i64, Failure>
         .ok_or_else(|| StoreError::UnknownListener { listener: addr.to_owned() }.into())
 }
 
-pub(super) fn route_id(conn: &Connection, listener: &str, hostname: &Pattern) -> Result<i64, Failure> {
-    let hostname = hostname.to_string();
-    conn.prepare_cached("SELECT id FROM routes WHERE listener_id = ?1 AND hostname = ?2")?
-        .query_row(params![listener_id(conn, listener)?, hostname], |row| row.get(0))
-        .optional()?
-        .ok_or_else(|| StoreError::UnknownRoute { listener: listener.to_owned(), hostname }.into())
+pub(super) fn route_id(conn: &Connection, listener: &str, route: &RouteKey) -> Result<i64, Failure> {
+    find_route(conn, listener_id(conn, listener)?, route)?
+        .ok_or_else(|| StoreError::UnknownRoute { listener: listener.to_owned(), route: route.to_string() }.into())
+}
+
+fn find_route(conn: &Connection, listener: i64, route: &RouteKey) -> rusqlite::Result<Option<i64>> {
+    conn.prepare_cached("SELECT id FROM routes WHERE listener_id = ?1 AND hostname = ?2 AND alpn = ?3")?
+        .query_row(params![listener, route.hostname.to_string(), alpn_text(&route.alpn)], |row| row.get(0))
+        .optional()
+}
+
+fn alpn_text(names: &[String]) -> String {
+    alpn::Listed(names).to_string()
 }
 
 pub(super) fn insert_listener(conn: &Connection, listener: &Listener) -> Result<(), Failure> {
+    let trusted = listener.proxy.iter().flat_map(|proxy| &proxy.trusted).map(ToString::to_string);
     let id = conn
-        .prepare_cached("INSERT INTO listeners (addr, protocol, max_connections) VALUES (?1, ?2, ?3)")?
-        .insert(params![listener.addr.as_str(), listener.protocol.as_str(), limit(listener.max_connections)?])?;
+        .prepare_cached(
+            "INSERT INTO listeners (addr, protocol, max_connections, max_connections_per_source, proxy_protocol,
+                 proxy_trusted, proxy_trust_any)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .insert(params![
+            listener.addr.as_str(),
+            listener.protocol.as_str(),
+            limit("max_connections", listener.max_connections)?,
+            limit("max_connections_per_source", listener.max_connections_per_source)?,
+            listener.proxy.is_some(),
+            trusted.collect::<Vec<_>>().join(","),
+            listener.proxy.as_ref().is_some_and(|proxy| proxy.trust_any),
+        ])?;
     if let Some(target) = &listener.default {
         insert_target(conn, id, None, target)?;
     }
     for route in &listener.routes {
-        insert_target(conn, id, Some(&route.hostname), &route.target)?;
+        insert_target(conn, id, Some(route), &route.target)?;
     }
     Ok(())
 }
 
 pub(super) fn upsert_route(conn: &Connection, listener: i64, route: &Route) -> Result<(), Failure> {
-    let present: Option<i64> = conn
-        .prepare_cached("SELECT id FROM routes WHERE listener_id = ?1 AND hostname = ?2")?
-        .query_row(params![listener, route.hostname.to_string()], |row| row.get(0))
-        .optional()?;
-    let Some(id) = present else {
-        return insert_target(conn, listener, Some(&route.hostname), &route.target);
+    let Some(id) = find_route(conn, listener, &route.key())? else {
+        return insert_target(conn, listener, Some(route), &route.target);
     };
     let target = &route.target;
     conn.prepare_cached(
-        "UPDATE routes SET mode = ?2, tls_cert = ?3, tls_key = ?4, backend_tls = ?5, send_proxy_protocol = ?6
+        "UPDATE routes SET mode = ?2, tls_cert = ?3, tls_key = ?4, backend_tls = ?5, send_proxy_protocol = ?6,
+             proxy_protocol_version = ?7, transparent = ?8, splice = ?9
          WHERE id = ?1",
     )?
     .execute(params![
@@ -95,17 +114,20 @@ pub(super) fn upsert_route(conn: &Connection, listener: i64, route: &Route) -> R
         optional_text(target.tls_cert.as_deref())?,
         optional_text(target.tls_key.as_deref())?,
         target.backend_tls,
-        target.send_proxy_protocol,
+        target.send_proxy.is_some(),
+        target.send_proxy.unwrap_or_default().as_str(),
+        target.transparent,
+        target.splice.map(Splice::as_str),
     ])?;
     conn.prepare_cached("DELETE FROM backends WHERE route_id = ?1")?.execute([id])?;
     conn.prepare_cached("DELETE FROM l7_policies WHERE route_id = ?1")?.execute([id])?;
     insert_lists(conn, id, target)
 }
 
-pub(super) fn delete_route(conn: &Connection, listener: i64, hostname: &Pattern) -> Result<bool, Failure> {
+pub(super) fn delete_route(conn: &Connection, listener: i64, route: &RouteKey) -> Result<bool, Failure> {
     let deleted = conn
-        .prepare_cached("DELETE FROM routes WHERE listener_id = ?1 AND hostname = ?2")?
-        .execute(params![listener, hostname.to_string()])?;
+        .prepare_cached("DELETE FROM routes WHERE listener_id = ?1 AND hostname = ?2 AND alpn = ?3")?
+        .execute(params![listener, route.hostname.to_string(), alpn_text(&route.alpn)])?;
     Ok(deleted > 0)
 }
 
@@ -129,7 +151,7 @@ pub(super) fn delete_policy(conn: &Connection, route: i64, policy: &L7Policy) ->
 
 pub(super) fn set_max_connections(conn: &Connection, listener: i64, max: u64) -> Result<(), Failure> {
     conn.prepare_cached("UPDATE listeners SET max_connections = ?2 WHERE id = ?1")?
-        .execute(params![listener, limit(max)?])?;
+        .execute(params![listener, limit("max_connections", max)?])?;
     Ok(())
 }
 
@@ -138,7 +160,11 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
     let (mut backends, mut policies) = (load_backends(conn, path)?, load_policies(conn, path)?);
     let mut listeners = Vec::new();
     let mut place_of = HashMap::new();
-    let mut statement = conn.prepare("SELECT id, addr, protocol, max_connections FROM listeners ORDER BY id")?;
+    let mut statement = conn.prepare(
+        "SELECT id, addr, protocol, max_connections, max_connections_per_source, proxy_protocol, proxy_trusted,
+             proxy_trust_any
+         FROM listeners ORDER BY id",
+    )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
         let at = RowPlace { path, table: "listeners", id: row.get(0)? };
@@ -147,11 +173,17 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
         listener.protocol = at.parse(&row.get::<_, String>(2)?)?;
         listener.max_connections =
             u64::try_from(row.get::<_, i64>(3)?).map_err(|_| at.bad("max_connections is negative"))?;
+        listener.max_connections_per_source =
+            u64::try_from(row.get::<_, i64>(4)?).map_err(|_| at.bad("max_connections_per_source is negative"))?;
+        if row.get(5)? {
+            listener.proxy = Some(accept_proxy(&at, &row.get::<_, String>(6)?, row.get(7)?)?);
+        }
         listeners.push(listener);
     }
 
     let mut statement = conn.prepare(
-        "SELECT id, listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol
+        "SELECT id, listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol,
+             proxy_protocol_version, transparent, splice, alpn
          FROM routes ORDER BY id",
     )?;
     let mut rows = statement.query([])?;
@@ -159,21 +191,54 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
         let at = RowPlace { path, table: "routes", id: row.get(0)? };
         let listener = place_of.get(&row.get::<_, i64>(1)?).and_then(|place| listeners.get_mut(*place));
         let listener: &mut Listener = listener.ok_or_else(|| at.bad("its listener does not exist"))?;
+        let version: ProxyVersion = at.parse(&row.get::<_, String>(8)?)?;
+        let splice = row.get::<_, Option<String>>(10)?;
         let target = Target {
             backends: backends.remove(&at.id).ok_or_else(|| at.bad("it has no backend"))?,
             mode: at.parse(&row.get::<_, String>(3)?)?,
             tls_cert: row.get::<_, Option<String>>(4)?.map(PathBuf::from),
             tls_key: row.get::<_, Option<String>>(5)?.map(PathBuf::from),
             backend_tls: row.get(6)?,
-            send_proxy_protocol: row.get(7)?,
+            send_proxy: row.get::<_, bool>(7)?.then_some(version),
+            transparent: row.get(9)?,
+            splice: splice.map(|word| at.parse(&word)).transpose()?,
             l7_policies: policies.remove(&at.id).unwrap_or_default(),
         };
         match row.get::<_, Option<String>>(2)? {
             None => listener.default = Some(target),
-            Some(hostname) => listener.routes.push(Route { hostname: at.parse_canonical(&hostname)?, target }),
+            Some(hostname) => {
+                let alpn = route_alpn(&at, &row.get::<_, String>(11)?)?;
+                listener.routes.push(Route { hostname: at.parse_canonical(&hostname)?, alpn, target });
+            }
         }
     }
     Ok(listeners)
+}
+
+fn accept_proxy(at: &RowPlace<'_>, trusted: &str, trust_any: bool) -> Result<AcceptProxy, Failure> {
+    let mut nets = Vec::new();
+    for text in trusted.split(',').filter(|text| !text.is_empty()) {
+        match Subject::cidr(text).map_err(|error| at.bad(&format!("proxy_trusted: {error}")))? {
+            Subject::Net(net) => nets.push(net),
+            Subject::Country(_) => return Err(at.bad("proxy_trusted has a country").into()),
+        }
+    }
+    nets.sort_unstable();
+    nets.dedup();
+    if nets.is_empty() && !trust_any {
+        return Err(at.bad("proxy_protocol is on, and proxy_trusted is empty").into());
+    }
+    Ok(AcceptProxy { trusted: nets, trust_any })
+}
+
+fn route_alpn(at: &RowPlace<'_>, text: &str) -> Result<Vec<String>, Failure> {
+    let names = alpn::parse_list(text).map_err(|error| at.bad(&format!("alpn \"{text}\" {error}")))?;
+    let canonical = alpn_text(&names);
+    if canonical == text {
+        Ok(names)
+    } else {
+        Err(at.bad(&format!("alpn \"{text}\" must be written \"{canonical}\"")).into())
+    }
 }
 
 fn load_backends(conn: &Connection, path: &Path) -> Result<HashMap<i64, Vec<BackendAddr>>, Failure> {
@@ -204,20 +269,26 @@ fn by_route<T>(
     Ok(lists)
 }
 
-fn insert_target(conn: &Connection, listener: i64, hostname: Option<&Pattern>, target: &Target) -> Result<(), Failure> {
+/// Without a route it is the listener's default.
+fn insert_target(conn: &Connection, listener: i64, route: Option<&Route>, target: &Target) -> Result<(), Failure> {
     let id = conn
         .prepare_cached(
-            "INSERT INTO routes (listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO routes (listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol,
+                 proxy_protocol_version, transparent, splice, alpn)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?
         .insert(params![
             listener,
-            hostname.map(ToString::to_string),
+            route.map(|route| route.hostname.to_string()),
             target.mode.as_str(),
             optional_text(target.tls_cert.as_deref())?,
             optional_text(target.tls_key.as_deref())?,
             target.backend_tls,
-            target.send_proxy_protocol,
+            target.send_proxy.is_some(),
+            target.send_proxy.unwrap_or_default().as_str(),
+            target.transparent,
+            target.splice.map(Splice::as_str),
+            route.map(|route| alpn_text(&route.alpn)).unwrap_or_default(),
         ])?;
     insert_lists(conn, id, target)
 }
@@ -279,8 +350,8 @@ impl RowPlace<'_> {
     }
 }
 
-fn limit(max: u64) -> Result<i64, Failure> {
-    i64::try_from(max).map_err(|_| unstorable(&format!("max_connections = {max}"), "it is above 2^63 - 1"))
+fn limit(key: &str, max: u64) -> Result<i64, Failure> {
+    i64::try_from(max).map_err(|_| unstorable(&format!("{key} = {max}"), "it is above 2^63 - 1"))
 }
 
 fn optional_text(path: Option<&Path>) -> Result<Option<&str>, Failure> {

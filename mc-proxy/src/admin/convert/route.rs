@@ -7,10 +7,11 @@ use tonic::Status;
 
 use super::{invalid, parse};
 use crate::{
+    config::{self, Splice},
     control::ListenerRoutes,
-    desired::{L7Policy, L7PolicyKind, Mode, Route, Target},
+    desired::{L7Policy, L7PolicyKind, Mode, ProxyVersion, Route, RouteKey, Target},
     net::addr::BackendAddr,
-    route::Pattern,
+    route::{Pattern, alpn},
 };
 
 /// Longest file name that Linux opens.
@@ -20,7 +21,30 @@ pub(in crate::admin) fn listener(addr: String) -> Result<String, Status> {
     if addr.is_empty() { Err(invalid("listener_addr", "is required, such as \":443\"")) } else { Ok(addr) }
 }
 
-pub(in crate::admin) fn hostname(field: &str, text: &str) -> Result<Pattern, Status> {
+/// Which route a call is about, by the fields `hostname` and `alpn`.
+pub(in crate::admin) fn route_key(hostname: &str, alpn: Vec<String>) -> Result<RouteKey, Status> {
+    Ok(RouteKey { hostname: self::hostname("hostname", hostname)?, alpn: self::alpn("alpn", alpn)? })
+}
+
+fn alpn(field: &str, names: Vec<String>) -> Result<Vec<String>, Status> {
+    if names.len() > alpn::MAX_NAMES {
+        return Err(invalid(field, format_args!("{} names are the most", alpn::MAX_NAMES)));
+    }
+    for (index, name) in names.iter().enumerate() {
+        alpn::check_name(name)
+            .map_err(|error| invalid(format_args!("{field}[{index}]"), format_args!("{name:?} {error}")))?;
+    }
+    Ok(alpn::canonical(names))
+}
+
+/// A mode of `SetSplice`.
+pub(in crate::admin) fn splice_mode(word: &str) -> Result<Splice, Status> {
+    let mode = parse("mode", word)?;
+    refuse_unavailable("proxy.splice", "mode", word)?;
+    Ok(mode)
+}
+
+fn hostname(field: &str, text: &str) -> Result<Pattern, Status> {
     if text.is_empty() {
         return Err(invalid(field, "is required"));
     }
@@ -37,12 +61,25 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
         "" => Mode::L4,
         word => parse("route.mode", word)?,
     };
-    if mode == Mode::L7 {
-        return Err(unavailable("route.mode", "\"l7\""));
-    }
+    refuse_unavailable("listeners.routes.mode", "route.mode", mode.as_str())?;
+    let send_proxy = send_proxy(route.send_proxy_protocol, &route.proxy_protocol_version)?;
     if route.send_proxy_protocol {
-        return Err(unavailable("route.send_proxy_protocol", "true"));
+        refuse_unavailable("listeners.routes.send_proxy_protocol", "route.send_proxy_protocol", "true")?;
     }
+    if route.transparent {
+        refuse_unavailable("listeners.routes.transparent", "route.transparent", "true")?;
+        if let Some(unix) = backends.iter().find(|backend| matches!(backend, BackendAddr::Unix(_))) {
+            let problem = format_args!("the backend \"{unix}\" is a Unix socket, which shows no client address");
+            return Err(invalid("route.transparent", problem));
+        }
+    }
+    let splice = match route.splice.as_str() {
+        "" => None,
+        word => Some(parse("route.splice", word)?),
+    };
+    refuse_unavailable("listeners.routes.splice", "route.splice", &route.splice)?;
+    let alpn = alpn("route.alpn", route.alpn)?;
+    refuse_unavailable("listeners.routes.alpn", "route.alpn", &alpn::Listed(&alpn).to_string())?;
     let mut l7_policies = Vec::with_capacity(route.l7_policies.len());
     for (index, policy) in route.l7_policies.into_iter().enumerate() {
         let policy = new_policy(&format!("route.l7_policies[{index}]"), Some(policy))?;
@@ -56,10 +93,23 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
         tls_cert: path("route.tls_cert", route.tls_cert)?,
         tls_key: path("route.tls_key", route.tls_key)?,
         backend_tls: route.backend_tls,
-        send_proxy_protocol: route.send_proxy_protocol,
+        send_proxy,
+        transparent: route.transparent,
+        splice,
         l7_policies,
     };
-    Ok(Route { hostname, target })
+    Ok(Route { hostname, alpn, target })
+}
+
+fn send_proxy(is_on: bool, version: &str) -> Result<Option<ProxyVersion>, Status> {
+    const FIELD: &str = "route.proxy_protocol_version";
+    match version {
+        "" => Ok(is_on.then(ProxyVersion::default)),
+        word => {
+            let version = parse(FIELD, word)?;
+            if is_on { Ok(Some(version)) } else { Err(invalid(FIELD, "has no effect without send_proxy_protocol")) }
+        }
+    }
 }
 
 /// A policy that is to be added: beyond being well-formed, it can match something.
@@ -88,13 +138,14 @@ pub(in crate::admin) fn policy_to_proto(policy: L7Policy) -> v1::L7Policy {
 pub(in crate::admin) fn routes_to_proto(listener_addr: String, routes: ListenerRoutes) -> v1::ListRoutesResponse {
     v1::ListRoutesResponse {
         listener_addr,
-        routes: routes.routes.into_iter().map(|r| target_to_proto(r.hostname.to_string(), r.target)).collect(),
-        default_route: routes.default.map(|target| target_to_proto(String::new(), target)),
+        routes: routes.routes.into_iter().map(|r| target_to_proto(r.hostname.to_string(), r.alpn, r.target)).collect(),
+        default_route: routes.default.map(|target| target_to_proto(String::new(), Vec::new(), target)),
     }
 }
 
-fn target_to_proto(hostname: String, target: Target) -> v1::Route {
+fn target_to_proto(hostname: String, alpn: Vec<String>, target: Target) -> v1::Route {
     let text = |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
+    let word = |word: Option<&str>| word.unwrap_or_default().to_owned();
     let mut backends = target.backends.iter().map(BackendAddr::to_string);
     v1::Route {
         hostname,
@@ -104,8 +155,12 @@ fn target_to_proto(hostname: String, target: Target) -> v1::Route {
         tls_cert: text(target.tls_cert),
         tls_key: text(target.tls_key),
         backend_tls: target.backend_tls,
-        send_proxy_protocol: target.send_proxy_protocol,
+        send_proxy_protocol: target.send_proxy.is_some(),
         l7_policies: target.l7_policies.into_iter().map(policy_to_proto).collect(),
+        alpn,
+        proxy_protocol_version: word(target.send_proxy.map(ProxyVersion::as_str)),
+        transparent: target.transparent,
+        splice: word(target.splice.map(Splice::as_str)),
     }
 }
 
@@ -140,9 +195,14 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn unavailable(field: &str, value: &str) -> Status {
+/// What the configuration refuses as the `value` of its `key`, no call brings in.
+fn refuse_unavailable(key: &str, field: &str, value: &str) -> Result<(), Status> {
+    if !config::is_unavailable(key, value) {
+        return Ok(());
+    }
+    let shown = if value == "true" { value.to_owned() } else { format!("\"{value}\"") };
     let version = env!("CARGO_PKG_VERSION");
-    Status::failed_precondition(format!("{field}: {value} is not available in mc-proxy {version}"))
+    Err(Status::failed_precondition(format!("{field}: {shown} is not available in mc-proxy {version}")))
 }
 
 #[cfg(test)]
@@ -169,6 +229,20 @@ mod tests {
             (Some(message("a.b", "foo")), "route.backend: \"foo\" is not a backend address"),
             (Some(v1::Route { backends: vec!["a:1".into(), "x".into()], ..good() }), "route.backends[1]: \"x\" is not"),
             (Some(v1::Route { mode: "L5".into(), ..good() }), "route.mode: \"L5\" is not one of"),
+            (Some(v1::Route { splice: "fast".into(), ..good() }), "route.splice: \"fast\" is not one of"),
+            (
+                Some(v1::Route { proxy_protocol_version: "v3".into(), ..good() }),
+                "route.proxy_protocol_version: \"v3\" is not one of",
+            ),
+            (
+                Some(v1::Route { proxy_protocol_version: "v1".into(), ..good() }),
+                "route.proxy_protocol_version: has no effect without send_proxy_protocol",
+            ),
+            (
+                Some(v1::Route { alpn: vec!["h2".into(), String::new()], ..good() }),
+                "route.alpn[1]: \"\" is not 1 to 255 bytes long",
+            ),
+            (Some(v1::Route { alpn: vec!["x".into(); 33], ..good() }), "route.alpn: 32 names are the most"),
             (Some(v1::Route { tls_cert: "a\0b".into(), ..good() }), "route.tls_cert: is not a file name"),
             (Some(v1::Route { tls_key: "k".repeat(PATH_MAX), ..good() }), "route.tls_key: is not a file name"),
             (
@@ -207,6 +281,18 @@ mod tests {
             (
                 v1::Route { send_proxy_protocol: true, ..message("a.b", "a:1") },
                 "route.send_proxy_protocol: true is not available in mc-proxy",
+            ),
+            (
+                v1::Route { transparent: true, ..message("a.b", "a:1") },
+                "route.transparent: true is not available in mc-proxy",
+            ),
+            (
+                v1::Route { splice: "sockmap".into(), ..message("a.b", "a:1") },
+                "route.splice: \"sockmap\" is not available in mc-proxy",
+            ),
+            (
+                v1::Route { alpn: vec!["http/1.1".into(), "h2".into()], ..message("a.b", "a:1") },
+                "route.alpn: \"h2,http/1.1\" is not available in mc-proxy",
             ),
         ] {
             let (code, text) = refusal(route(Some(given)));

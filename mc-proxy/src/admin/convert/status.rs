@@ -5,18 +5,21 @@ use std::time::SystemTime;
 use mc_proxy_proto::v1;
 
 use super::firewall::group_to_proto;
-use crate::{control, xdp};
+use crate::{control, desired::AcceptProxy, xdp};
 
 pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatusResponse {
     let active = status.listeners.iter().fold(0_u64, |sum, listener| sum.saturating_add(listener.active));
+    let trusted = |proxy: &AcceptProxy| proxy.trusted.iter().map(ToString::to_string).collect();
     let listeners = status.listeners.into_iter().map(|listener| v1::ListenerStatus {
         addr: listener.addr,
         route_count: i32::try_from(listener.routes).unwrap_or(i32::MAX),
         active_connections: to_i64(listener.active),
-        // Listeners with PROXY protocol come with a later version.
-        proxy_protocol: false,
+        proxy_protocol: listener.proxy.is_some(),
         max_connections: to_i64(listener.max_connections),
         accepted_total: listener.accepted,
+        proxy_trusted: listener.proxy.as_ref().map(trusted).unwrap_or_default(),
+        proxy_trust_any: listener.proxy.as_ref().is_some_and(|proxy| proxy.trust_any),
+        max_connections_per_source: to_i64(listener.max_connections_per_source),
     });
     let outcomes = status.outcomes.into_iter();
     v1::GetStatusResponse {
@@ -32,6 +35,7 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
         uptime_seconds: status.uptime.as_secs(),
         client_bytes: status.client_bytes,
         backend_bytes: status.backend_bytes,
+        splice: status.splice.as_str().to_owned(),
     }
 }
 
@@ -103,6 +107,8 @@ mod tests {
             routes: 2,
             active,
             max_connections: 0,
+            max_connections_per_source: 0,
+            proxy: None,
             accepted: 100,
         };
         let status = status_to_proto(control::Status {
@@ -125,11 +131,13 @@ mod tests {
                 rules: 9,
             },
             outcomes: vec![("closed", 5)],
+            splice: crate::config::Splice::Userspace,
             client_bytes: 1,
             backend_bytes: 2,
         });
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
+        assert_eq!(status.splice, "userspace");
         assert_eq!((status.version.as_str(), status.uptime_seconds), ("0.1.0", 10));
         assert_eq!(status.started_at.unwrap().to_string(), "2023-11-14T22:13:20Z");
         assert_eq!(status.total_connections, i64::MAX);

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::rules::Rules;
 use crate::{
+    config::Splice,
     control::{Command, ControlError, ListenerRoutes, ListenerStatus, Status},
     desired::{Listener, Target},
     xdp::{InterfaceStatus, PlaneStatus, ReasonCount},
@@ -14,6 +15,7 @@ use crate::{
 /// What the control thread does, in memory: listener `:443` exists.
 pub(super) struct Desk {
     listener: Listener,
+    splice: Splice,
     pub(super) rules: Rules,
 }
 
@@ -21,7 +23,7 @@ impl Default for Desk {
     fn default() -> Self {
         let mut listener = Listener::new(":443".parse().unwrap());
         listener.default = Some(Target::passthrough("unix:/run/default.sock".parse().unwrap()));
-        Self { listener, rules: Rules::default() }
+        Self { listener, splice: Splice::default(), rules: Rules::default() }
     }
 }
 
@@ -45,36 +47,39 @@ impl Desk {
                 let _ = reply.send(known(&name).map(|()| answer));
             }
             Command::AddRoute(name, route, reply) => {
-                let added = known(&name).map(|()| match routes.iter_mut().find(|r| r.hostname == route.hostname) {
+                let added = known(&name).map(|()| match routes.iter_mut().find(|r| r.is(&route.key())) {
                     Some(old) => *old = route,
                     None => routes.push(route),
                 });
                 let _ = reply.send(added);
             }
-            Command::RemoveRoute(name, hostname, reply) => {
+            Command::RemoveRoute(name, key, reply) => {
                 let before = routes.len();
                 let _ = reply.send(known(&name).and_then(|()| {
-                    routes.retain(|r| r.hostname != hostname);
-                    if routes.len() < before { Ok(()) } else { Err(unknown(&format_args!("route \"{hostname}\""))) }
+                    routes.retain(|r| !r.is(&key));
+                    if routes.len() < before { Ok(()) } else { Err(unknown(&format_args!("route \"{key}\""))) }
                 }));
             }
-            Command::Policies(name, hostname, reply) => {
-                let route = routes.iter().find(|r| r.hostname == hostname);
+            Command::Policies(name, key, reply) => {
+                let route = routes.iter().find(|r| r.is(&key));
                 let policies = route.map(|r| r.target.l7_policies.clone()).ok_or_else(|| unknown(&"route"));
                 let _ = reply.send(known(&name).and(policies));
             }
-            Command::AddPolicy(_, hostname, policy, reply) => {
-                let route = routes.iter_mut().find(|r| r.hostname == hostname).ok_or_else(|| unknown(&"route"));
+            Command::AddPolicy(_, key, policy, reply) => {
+                let route = routes.iter_mut().find(|r| r.is(&key)).ok_or_else(|| unknown(&"route"));
                 let _ = reply.send(route.map(|r| r.target.l7_policies.push(policy)));
             }
-            Command::RemovePolicy(_, hostname, policy, reply) => {
-                let route = routes.iter_mut().find(|r| r.hostname == hostname).ok_or_else(|| unknown(&"route"));
+            Command::RemovePolicy(_, key, policy, reply) => {
+                let route = routes.iter_mut().find(|r| r.is(&key)).ok_or_else(|| unknown(&"route"));
                 let _ = reply.send(route.map(|r| r.target.l7_policies.retain(|p| *p != policy)));
             }
             Command::SetMaxConnections(name, max, reply) => {
                 self.listener.max_connections = max;
                 let refused = || Err(ControlError::Refused("the listener is going away".to_owned()));
                 let _ = reply.send(known(&name).and_then(|()| if max == 99 { refused() } else { Ok(()) }));
+            }
+            Command::SetSplice(mode, reply) => {
+                let _ = reply.send(Ok(std::mem::replace(&mut self.splice, mode)));
             }
             Command::Firewall(command) => self.rules.one(command),
             Command::ReloadGeoIp(reply) => {
@@ -98,6 +103,8 @@ impl Desk {
                 routes: self.listener.routes.len(),
                 active: 12,
                 max_connections: self.listener.max_connections,
+                max_connections_per_source: self.listener.max_connections_per_source,
+                proxy: self.listener.proxy.clone(),
                 accepted: 40,
             }],
             plane: PlaneStatus {
@@ -124,6 +131,7 @@ impl Desk {
             },
             firewall: self.rules.status(),
             outcomes: vec![("closed", 28)],
+            splice: self.splice,
             client_bytes: 1,
             backend_bytes: 2,
         }

@@ -120,7 +120,11 @@ async fn routes() {
     assert_eq!(listed.routes, [stored, v1::Route { mode: "l4".into(), ..route("*.example.com", "a:2") }]);
     assert_eq!(listed.default_route.unwrap().backend, "unix:/run/default.sock");
 
-    let remove = |hostname: &str| v1::RemoveRouteRequest { listener_addr: ":443".into(), hostname: hostname.into() };
+    let remove = |hostname: &str| v1::RemoveRouteRequest {
+        listener_addr: ":443".into(),
+        hostname: hostname.into(),
+        alpn: Vec::new(),
+    };
     client.remove_route(remove("APP.example.com.")).await.unwrap();
     let gone = client.remove_route(remove("app.example.com")).await.unwrap_err();
     assert_eq!((gone.code(), gone.message()), (Code::NotFound, "there is no route \"app.example.com\""));
@@ -148,12 +152,17 @@ async fn policies() {
         listener_addr: listener_addr.clone(),
         hostname: hostname.clone(),
         policy: Some(policy.clone()),
+        alpn: Vec::new(),
     };
     client.add_l7_policy(add.clone()).await.unwrap();
-    let list = v1::ListL7PoliciesRequest { listener_addr: listener_addr.clone(), hostname: hostname.clone() };
+    let list = v1::ListL7PoliciesRequest {
+        listener_addr: listener_addr.clone(),
+        hostname: hostname.clone(),
+        alpn: Vec::new(),
+    };
     let listed = client.list_l7_policies(list.clone()).await.unwrap().into_inner();
     assert_eq!(listed.policies, std::slice::from_ref(&policy));
-    let remove = v1::RemoveL7PolicyRequest { listener_addr, hostname, policy: Some(policy) };
+    let remove = v1::RemoveL7PolicyRequest { listener_addr, hostname, policy: Some(policy), alpn: Vec::new() };
     client.remove_l7_policy(remove).await.unwrap();
     assert!(client.list_l7_policies(list).await.unwrap().into_inner().policies.is_empty());
 

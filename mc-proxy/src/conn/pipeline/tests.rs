@@ -16,7 +16,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::{Proxy, Splice},
+    config::Proxy,
     conn::{Counters, Edge, Listening, Offence, Offences},
     desired::Listener,
     firewall::{
@@ -45,12 +45,13 @@ impl Bench {
             handshake_timeout: PATIENCE,
             idle_timeout: PATIENCE,
             shutdown_timeout: PATIENCE,
-            splice: Splice::Auto,
             refuse,
+            ..Proxy::default()
         };
         let resolver = Resolver::default();
         let (counters, drops) = (Counters::default(), crate::control::drops());
-        let edge = Arc::new(Edge { firewall, resolver, counters, offences: reporter, drops, proxy });
+        let splice = Arc::new(relay::Switch::new(proxy.splice));
+        let edge = Arc::new(Edge { firewall, resolver, counters, offences: reporter, drops, proxy, splice });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
     }

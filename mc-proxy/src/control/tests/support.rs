@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::{
     clock,
-    config::{Proxy, Refuse, Splice},
+    config::Proxy,
     conn::{Counters, Edge, Listening},
     control::{
         Bans, ChangeOptions, Control, Countries, GroupStatus, ListedRule, NewRule, Owned, RuleFilter, drops, moment,
@@ -206,9 +206,9 @@ impl Bench {
                 handshake_timeout: second,
                 idle_timeout: second,
                 shutdown_timeout: second,
-                splice: Splice::Auto,
-                refuse: Refuse::Reset,
+                ..Proxy::default()
             },
+            splice: Arc::default(),
         });
         let listeners = store.listeners().unwrap();
         let listening = Arc::new(Listening::new(&listeners[0]));
@@ -309,7 +309,11 @@ pub(super) fn listener() -> Listener {
 }
 
 pub(super) fn route(hostname: &str, backend: &str) -> Route {
-    Route { hostname: hostname.parse().unwrap(), target: Target::passthrough(backend.parse().unwrap()) }
+    Route {
+        hostname: hostname.parse().unwrap(),
+        alpn: Vec::new(),
+        target: Target::passthrough(backend.parse().unwrap()),
+    }
 }
 
 pub(super) fn block(subject: &str) -> Rule {

@@ -11,6 +11,7 @@
 mod direction;
 mod drain;
 mod pipe;
+mod switch;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,7 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 use self::direction::{Direction, Side};
-pub use self::drain::Drain;
+pub use self::{drain::Drain, switch::Switch};
 use super::socket::Socket;
 
 /// How a relay ended. Whoever gets this closes the sockets if it [is orderly](Ended::is_orderly), and otherwise drops them.

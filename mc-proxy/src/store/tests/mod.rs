@@ -15,10 +15,10 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use self::sample::{allow, block, desired, pattern, policy, route, rules};
+use self::sample::{allow, block, desired, key, policy, route, rules};
 use super::*;
 use crate::{
-    desired::{L7PolicyKind, Protocol, Target},
+    desired::{L7PolicyKind, Protocol, ProxyVersion, Target},
     firewall::Rule,
 };
 
@@ -140,8 +140,8 @@ fn a_replaced_route_keeps_its_place() {
     let routes = |store: &Store| store.load().unwrap().listeners.remove(0).routes;
     assert_eq!(routes(&store), [replaced, route("b.test", "b:1"), route("*.c.test", "c:1")]);
 
-    assert!(store.delete_route(":443", &pattern("a.test")).unwrap());
-    assert!(!store.delete_route(":443", &pattern("a.test")).unwrap());
+    assert!(store.delete_route(":443", &key("a.test")).unwrap());
+    assert!(!store.delete_route(":443", &key("a.test")).unwrap());
     assert_eq!(routes(&store), [route("b.test", "b:1"), route("*.c.test", "c:1")]);
     let left: i64 = store
         .conn
@@ -153,10 +153,26 @@ fn a_replaced_route_keeps_its_place() {
 }
 
 #[test]
+fn routes_of_one_name_differ_in_alpn() {
+    let (_dir, path) = place();
+    let alpn = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let with = |names, backend| Route { alpn: alpn(names), ..route("a.test", backend) };
+    let mut store = seeded(&path, &one_listener(vec![with(&["acme-tls/1"], "acme:1"), route("a.test", "a:1")]));
+    store.upsert_route(":443", &with(&["h2", "http/1.1"], "web:1")).unwrap();
+    store.upsert_route(":443", &with(&["acme-tls/1"], "acme:2")).unwrap();
+    let expected = [with(&["acme-tls/1"], "acme:2"), route("a.test", "a:1"), with(&["h2", "http/1.1"], "web:1")];
+    assert_eq!(store.load().unwrap().listeners[0].routes, expected);
+    assert!(!store.delete_route(":443", &with(&["h2"], "x:1").key()).unwrap());
+    assert!(store.delete_route(":443", &key("a.test")).unwrap());
+    assert!(store.delete_route(":443", &expected[2].key()).unwrap());
+    assert_eq!(store.load().unwrap().listeners[0].routes, expected[..1]);
+}
+
+#[test]
 fn policies_keep_their_order() {
     let (_dir, path) = place();
     let mut store = seeded(&path, &one_listener(vec![route("a.test", "a:1")]));
-    let host = pattern("a.test");
+    let host = key("a.test");
     let [first, second, third] = ["curl", "wget", "bot"].map(|value| policy(L7PolicyKind::BlockUserAgent, value));
     for policy in [&first, &second] {
         assert!(store.insert_policy(":443", &host, policy).unwrap());
@@ -167,7 +183,7 @@ fn policies_keep_their_order() {
     assert!(store.insert_policy(":443", &host, &third).unwrap());
     assert!(store.insert_policy(":443", &host, &first).unwrap());
     assert_eq!(store.load().unwrap().listeners[0].routes[0].target.l7_policies, [second, third, first.clone()]);
-    let error = store.insert_policy(":443", &pattern("b.test"), &first).unwrap_err();
+    let error = store.insert_policy(":443", &key("b.test"), &first).unwrap_err();
     assert!(matches!(error, StoreError::UnknownRoute { .. }), "{error}");
 }
 
@@ -216,6 +232,18 @@ fn a_row_that_the_api_would_refuse_is_named() {
         ("UPDATE rules SET expires_at = -1", "expires_at -1 is not a moment"),
         ("UPDATE listeners SET addr = 'nowhere'", "table listeners, row 1: \"nowhere\" is not a listen address"),
         ("UPDATE listeners SET protocol = 'udp'", "\"udp\" is not one of \"tls\", \"tcp\""),
+        ("UPDATE routes SET alpn = 'b,a'", "table routes, row 1: alpn \"b,a\" must be written \"a,b\""),
+        ("UPDATE routes SET alpn = ','", "table routes, row 1: alpn \",\" is not 1 to 255 bytes long"),
+        ("UPDATE routes SET splice = 'fast'", "table routes, row 1: \"fast\" is not one of \"auto\", \"sockmap\""),
+        ("UPDATE routes SET proxy_protocol_version = 'v3'", "table routes, row 1: \"v3\" is not one of \"v1\", \"v2\""),
+        (
+            "UPDATE listeners SET proxy_protocol = 1",
+            "table listeners, row 1: proxy_protocol is on, and proxy_trusted is empty",
+        ),
+        (
+            "UPDATE listeners SET proxy_protocol = 1, proxy_trusted = '10.0.0.1/8'",
+            "table listeners, row 1: proxy_trusted: \"10.0.0.1/8\"",
+        ),
         ("UPDATE routes SET hostname = 'A.test'", "table routes, row 1: \"A.test\" must be written \"a.test\""),
         ("UPDATE routes SET mode = 'l5'", "\"l5\" is not one of"),
         ("UPDATE backends SET addr = 'x'", "\"x\" is not a backend address"),
@@ -265,7 +293,7 @@ fn version_1_content() -> Desired {
     let mut first = Listener { max_connections: 100, ..Listener::new(":443".parse().unwrap()) };
     first.routes = vec![route("a.test", "127.0.0.1:1")];
     first.routes[0].target.backends.push("unix:/run/a.sock".parse().unwrap());
-    first.routes[0].target.send_proxy_protocol = true;
+    first.routes[0].target.send_proxy = Some(ProxyVersion::V2);
     let mut second = Listener::new("10.0.0.1:25".parse().unwrap());
     second.protocol = Protocol::Tcp;
     second.default = Some(Target::passthrough("mail:25".parse().unwrap()));
@@ -283,8 +311,9 @@ fn version_1_is_read() {
 const NEXT: &str = "
     ALTER TABLE rules ADD COLUMN hits INTEGER NOT NULL DEFAULT 0;
     CREATE TABLE rebuilt (id INTEGER PRIMARY KEY, addr TEXT NOT NULL, protocol TEXT NOT NULL,
-        max_connections INTEGER NOT NULL, proxy_protocol INTEGER NOT NULL) STRICT;
-    INSERT INTO rebuilt SELECT id, addr, protocol, max_connections, 0 FROM listeners;
+        max_connections INTEGER NOT NULL, max_connections_per_source INTEGER NOT NULL, proxy_protocol INTEGER NOT NULL,
+        proxy_trusted TEXT NOT NULL, proxy_trust_any INTEGER NOT NULL, backlog INTEGER NOT NULL) STRICT;
+    INSERT INTO rebuilt SELECT *, 0 FROM listeners;
     DROP TABLE listeners;
     ALTER TABLE rebuilt RENAME TO listeners;";
 
@@ -301,8 +330,8 @@ fn a_migration_carries_the_data_on() {
     assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
 
     let error = Store::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 3, supported: 2, .. }), "{error}");
-    assert!(error.to_string().contains("schema version 3, this mc-proxy knows versions up to 2"), "{error}");
+    assert!(matches!(error, StoreError::TooNew { found: 4, supported: 3, .. }), "{error}");
+    assert!(error.to_string().contains("schema version 4, this mc-proxy knows versions up to 3"), "{error}");
     assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
 }
 

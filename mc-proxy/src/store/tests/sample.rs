@@ -6,10 +6,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
 
 use crate::{
-    desired::{Desired, L7Policy, L7PolicyKind, Listener, Mode, Protocol, Route, Target},
+    config::Splice,
+    desired::{
+        AcceptProxy, Desired, L7Policy, L7PolicyKind, Listener, Mode, Protocol, ProxyVersion, Route, RouteKey, Target,
+    },
     firewall::{Action, Expiry, Rule, RuleKey, RuleScope, Subject},
     net::addr::BackendAddr,
-    route::Pattern,
+    route::{Pattern, alpn},
     store::Change,
 };
 
@@ -26,7 +29,12 @@ pub(super) fn pattern(text: &str) -> Pattern {
 }
 
 pub(super) fn route(hostname: &str, backend: &str) -> Route {
-    Route { hostname: pattern(hostname), target: Target::passthrough(backend.parse().unwrap()) }
+    Route { hostname: pattern(hostname), alpn: Vec::new(), target: Target::passthrough(backend.parse().unwrap()) }
+}
+
+/// The key of the route for any client.
+pub(super) fn key(hostname: &str) -> RouteKey {
+    pattern(hostname).into()
 }
 
 pub(super) fn policy(kind: L7PolicyKind, value: &str) -> L7Policy {
@@ -56,19 +64,39 @@ prop_compose! {
     fn listener()(
         protocol in prop::sample::select(vec![Protocol::Tls, Protocol::Tcp]),
         max_connections in 0..=i64::MAX as u64,
+        max_connections_per_source in 0..=i64::MAX as u64,
+        proxy in prop::option::of(accept_proxy()),
         default in prop::option::of(target()),
         hostnames in prop::collection::hash_set("(\\*\\.)?[a-z0-9_-]{1,20}(\\.[a-z]{1,10}){1,3}", 0..5),
-        targets in prop::collection::vec(target(), 5),
+        alpn in prop::collection::vec("|(h2|http/1\\.1|[!-+./-~]{1,9})(,[a-z]{1,9}){0,2}", 5),
+        targets in prop::collection::vec(target(), 10),
     ) -> Listener {
-        let hostnames = hostnames.iter().map(|text| pattern(text)).collect::<BTreeSet<_>>();
-        let routes = hostnames.into_iter().rev().zip(targets);
+        // Each hostname twice, so that some differ in ALPN alone.
+        let keys = hostnames.iter().zip(&alpn).flat_map(|(text, names)| {
+            let alpn = alpn::parse_list(names).unwrap();
+            [RouteKey { hostname: pattern(text), alpn }, key(text)]
+        });
+        let routes = keys.collect::<BTreeSet<_>>().into_iter().rev().zip(targets);
         Listener {
             addr: ":1".parse().unwrap(),
             protocol,
             max_connections,
+            max_connections_per_source,
+            proxy,
             default,
-            routes: routes.map(|(hostname, target)| Route { hostname, target }).collect(),
+            routes: routes.map(|(RouteKey { hostname, alpn }, target)| Route { hostname, alpn, target }).collect(),
         }
+    }
+}
+
+prop_compose! {
+    fn accept_proxy()(
+        nets in prop::collection::btree_set((any::<u32>(), 0_u8..=32), 0..4),
+        trust_any: bool,
+    ) -> AcceptProxy {
+        let net = |(address, length): (u32, u8)| Ipv4Net::new(address.into(), length).unwrap().trunc().into();
+        let trusted = nets.into_iter().map(net).collect::<BTreeSet<IpNet>>().into_iter().collect::<Vec<_>>();
+        AcceptProxy { trust_any: trust_any || trusted.is_empty(), trusted }
     }
 }
 
@@ -79,7 +107,9 @@ prop_compose! {
         tls_cert in prop::option::of("/\\PC{0,20}"),
         tls_key in prop::option::of("/\\PC{0,20}"),
         backend_tls: bool,
-        send_proxy_protocol: bool,
+        send_proxy in prop::option::of(prop::sample::select(vec![ProxyVersion::V1, ProxyVersion::V2])),
+        transparent: bool,
+        splice in prop::option::of(prop::sample::select(vec![Splice::Auto, Splice::Sockmap, Splice::Userspace])),
         policies in prop::collection::vec((any::<bool>(), "\\PC{1,30}"), 0..4),
     ) -> Target {
         let kind = |is_agent| if is_agent { L7PolicyKind::BlockUserAgent } else { L7PolicyKind::RequireHeader };
@@ -89,7 +119,9 @@ prop_compose! {
             tls_cert: tls_cert.map(Into::into),
             tls_key: tls_key.map(Into::into),
             backend_tls,
-            send_proxy_protocol,
+            send_proxy,
+            transparent,
+            splice,
             l7_policies: policies.iter().map(|(is_agent, value)| policy(kind(*is_agent), value)).collect(),
         }
     }
