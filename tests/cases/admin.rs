@@ -130,11 +130,16 @@ fn rules_and_policies_are_stored_as_given() -> Result<()> {
             listener_addr: listener_addr.clone(),
             hostname: hostname.clone(),
             policy: Some(policy.clone()),
+            ..AddL7PolicyRequest::default()
         };
         admin.call(async |mut client| client.add_l7_policy(request).await)?;
     }
     let list = || {
-        let request = ListL7PoliciesRequest { listener_addr: listener_addr.clone(), hostname: hostname.clone() };
+        let request = ListL7PoliciesRequest {
+            listener_addr: listener_addr.clone(),
+            hostname: hostname.clone(),
+            ..ListL7PoliciesRequest::default()
+        };
         admin.call(async |mut client| client.list_l7_policies(request).await).map(|response| response.policies)
     };
     ensure!(list()? == wanted);
@@ -143,6 +148,7 @@ fn rules_and_policies_are_stored_as_given() -> Result<()> {
         listener_addr: listener_addr.clone(),
         hostname: hostname.clone(),
         policy: Some(wanted[0].clone()),
+        ..RemoveL7PolicyRequest::default()
     };
     admin.call(async |mut client| client.remove_l7_policy(request).await)?;
     ensure!(list()? == wanted[1..]);

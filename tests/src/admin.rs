@@ -131,7 +131,11 @@ impl Admin {
 
     /// `RemoveRoute`.
     pub fn remove_route(&self, listener: &str, hostname: &str) -> Result<(), Status> {
-        let request = RemoveRouteRequest { listener_addr: listener.to_owned(), hostname: hostname.to_owned() };
+        let request = RemoveRouteRequest {
+            listener_addr: listener.to_owned(),
+            hostname: hostname.to_owned(),
+            ..RemoveRouteRequest::default()
+        };
         self.call(async |mut client| client.remove_route(request).await).map(drop)
     }
 
