@@ -3,7 +3,7 @@
 //! A proxy's own time is not its whole cost: softirq work is charged to whoever runs it (on loopback a proxy's send pays
 //! for the backend's receive). Hence the sum over all participants and kernel threads beside it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ pub(super) struct Participants {
 }
 
 /// CPU-seconds used in a window.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Usage {
     /// How long the window was.
     pub(super) secs: f64,
@@ -35,6 +35,8 @@ pub(super) struct Usage {
     pub(super) busy: f64,
     /// Time that the host gave to others.
     pub(super) steal: f64,
+    /// The busy time of each CPU by its number, whoever used it.
+    pub(super) busy_of: BTreeMap<usize, f64>,
 }
 
 impl Usage {
@@ -54,8 +56,7 @@ pub(super) struct Snapshot {
     load: Threads,
     kernel_threads: Threads,
     foreign: Threads,
-    busy_ticks: u64,
-    steal_ticks: u64,
+    ticks: Ticks,
 }
 
 impl Snapshot {
@@ -79,15 +80,14 @@ impl Snapshot {
             threads
         };
         let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
-        let (busy_ticks, steal_ticks) = machine_ticks(&stat).context("/proc/stat: no line of all CPUs")?;
+        let ticks = Ticks::parse(&stat).context("/proc/stat: no line of all CPUs")?;
         Ok(Self {
             at: Instant::now(),
             proxy: of(&participants.proxy),
             load: of(&participants.load),
             kernel_threads: with(true),
             foreign: with(false),
-            busy_ticks,
-            steal_ticks,
+            ticks,
         })
     }
 
@@ -100,8 +100,14 @@ impl Snapshot {
             load: seconds(&self.load, &end.load),
             kernel_threads: seconds(&self.kernel_threads, &end.kernel_threads),
             foreign: seconds(&self.foreign, &end.foreign),
-            busy: ticks(self.busy_ticks, end.busy_ticks),
-            steal: ticks(self.steal_ticks, end.steal_ticks),
+            busy: ticks(self.ticks.busy, end.ticks.busy),
+            steal: ticks(self.ticks.steal, end.ticks.steal),
+            busy_of: end
+                .ticks
+                .busy_of
+                .iter()
+                .filter_map(|(cpu, &until)| Some((*cpu, ticks(*self.ticks.busy_of.get(cpu)?, until))))
+                .collect(),
         }
     }
 }
@@ -150,10 +156,34 @@ fn parent_of(stat: &str) -> Option<i32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Ticks of all CPUs that were busy, and that were stolen.
-fn machine_ticks(stat: &str) -> Option<(u64, u64)> {
-    let line = stat.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let ticks: Vec<u64> = line.split_whitespace().map(|field| field.parse().ok()).collect::<Option<_>>()?;
+/// What /proc/stat says, in ticks since the machine started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Ticks {
+    busy: u64,
+    steal: u64,
+    busy_of: BTreeMap<usize, u64>,
+}
+
+impl Ticks {
+    fn parse(stat: &str) -> Option<Self> {
+        let mut ticks = Self::default();
+        let mut is_complete = false;
+        for line in stat.lines() {
+            let Some((name, fields)) = line.split_once(' ') else { continue };
+            let Some(cpu) = name.strip_prefix("cpu") else { continue };
+            let (busy, steal) = busy_and_stolen(fields)?;
+            if cpu.is_empty() {
+                (ticks.busy, ticks.steal, is_complete) = (busy, steal, true);
+            } else {
+                ticks.busy_of.insert(cpu.parse().ok()?, busy);
+            }
+        }
+        is_complete.then_some(ticks)
+    }
+}
+
+fn busy_and_stolen(fields: &str) -> Option<(u64, u64)> {
+    let ticks: Vec<u64> = fields.split_whitespace().map(|field| field.parse().ok()).collect::<Option<_>>()?;
     let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] else { return None };
     Some((user + nice + system + irq + softirq, steal))
 }
@@ -181,8 +211,9 @@ mod tests {
     #[test]
     fn idle_and_guest_time_are_not_busy() {
         let stat = "cpu  1 2 4 1000 2000 8 16 32 64 128\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(machine_ticks(stat), Some((31, 32)));
-        assert_eq!(machine_ticks("intr 5\n"), None);
+        let expected = Ticks { busy: 31, steal: 32, busy_of: BTreeMap::from([(0, 5)]) };
+        assert_eq!(Ticks::parse(stat), Some(expected));
+        assert_eq!(Ticks::parse("intr 5\n"), None);
     }
 
     #[test]

@@ -19,7 +19,7 @@ const NEEDS: [Need; 8] = [
     Need { package: "haproxy", evidence: "haproxy", peer: Some("haproxy") },
     Need { package: "haproxy", evidence: "haproxy", peer: Some("haproxy-splice") },
     Need { package: "nginx", evidence: "nginx", peer: Some("nginx") },
-    Need { package: "libnginx-mod-stream", evidence: super::peers::NGINX_STREAM_MODULE, peer: Some("nginx") },
+    Need { package: "libnginx-mod-stream", evidence: super::l4::NGINX_STREAM_MODULE, peer: Some("nginx") },
     Need { package: "sniproxy", evidence: "sniproxy", peer: Some("sniproxy") },
     Need { package: "xdp-tools", evidence: "xdp-filter", peer: None },
     Need { package: "nftables", evidence: "nft", peer: None },

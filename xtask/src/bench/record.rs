@@ -1,53 +1,15 @@
-//! What a run leaves in JSON: the machine, the programs, their configurations, and one record per measurement.
+//! What records of every suite have in common: where a run took place, and how figures and files are kept.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use rustix::thread::CpuSet;
 use serde::Serialize;
 
-use super::topology::Layout;
-
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Figure {
-    /// Bulk throughput and CPU per byte.
-    Relay,
-    /// Connections a second and CPU per connection.
-    Rate,
-    /// Round trips over connections that stay open.
-    Ping,
-    /// Memory of idle connections.
-    Idle,
-}
-
-impl std::fmt::Display for Figure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Relay => "relay",
-            Self::Rate => "rate",
-            Self::Ping => "ping",
-            Self::Idle => "idle",
-        })
-    }
-}
-
 /// Figures of one measurement by name; the names carry the units.
 pub(super) type Metrics = BTreeMap<&'static str, f64>;
-
-/// One measurement of one peer.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Record {
-    pub(super) figure: Figure,
-    pub(super) layout: Layout,
-    pub(super) case: String,
-    pub(super) peer: &'static str,
-    pub(super) round: u32,
-    pub(super) metrics: Metrics,
-}
 
 /// Where a run took place.
 #[derive(Debug, Clone, Serialize)]
@@ -76,37 +38,6 @@ impl Machine {
             proxy_cpu,
             load_cpu,
         })
-    }
-}
-
-/// Everything a run leaves.
-#[derive(Debug, Serialize)]
-pub(super) struct Document {
-    pub(super) started: String,
-    pub(super) machine: Machine,
-    pub(super) rounds: u32,
-    pub(super) secs: f64,
-    pub(super) sysctl: BTreeMap<&'static str, &'static str>,
-    pub(super) versions: BTreeMap<&'static str, String>,
-    /// Each peer's configuration file as it was in force.
-    pub(super) configurations: BTreeMap<&'static str, String>,
-    /// Peers that are not here, and cases that failed, with the reason.
-    pub(super) notes: Vec<String>,
-    pub(super) records: Vec<Record>,
-    #[serde(skip)]
-    pub(super) path: PathBuf,
-}
-
-impl Document {
-    /// Prints a remark and keeps it.
-    pub(super) fn note(&mut self, note: String) {
-        println!("  note: {note}");
-        self.notes.push(note);
-    }
-
-    /// Writes the JSON file, whole or not at all.
-    pub(super) fn save(&self) -> anyhow::Result<()> {
-        write_whole(&self.path, &serde_json::to_vec_pretty(self)?)
     }
 }
 

@@ -29,10 +29,9 @@ use serde::{Deserialize, Serialize};
 
 use super::claim::Claim;
 use super::interrupt::{Interrupt, Interrupted};
-use super::peers::MC_PROXY;
 use super::record::{Machine, write_whole};
 use super::stats::{number, shuffled};
-use super::{build_daemon, packages, process, run_worker, versions};
+use super::{MC_PROXY, build_daemon, packages, process, run_worker, versions};
 use crate::cargo;
 use measure::{Part, Stage};
 use subject::{SUBJECTS, Subject};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 
-use super::super::report::table;
+use super::super::markdown::table;
 use super::super::stats::{Spread, ratios};
 use super::chart::{Bar, Chart, Series};
 use super::subject::SUBJECTS;

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
@@ -11,14 +13,21 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, sockopt};
 use super::counters::{Counters, Published};
 use super::hello::{HEAD_LEN, Head, Service};
 use super::socket::{Poller, Ready, Sink, Source, listen, pattern};
+use super::turns::{Next, Turns};
 
 /// Connections accepted before those already open have their turn.
 const ACCEPT_TURNS: usize = 64;
 /// Bytes of one echo, and the most that a connection can be answered with.
 const SCRATCH: usize = 256 << 10;
 
-/// Serves connections to `addr` for `lifetime`.
-pub(super) fn serve(addr: SocketAddrV4, lifetime: Duration, mut counters: Published) -> anyhow::Result<()> {
+/// Serves connections to `addr` for `lifetime`. When the file `release` appears, connections with stalled readers are
+/// closed and the file is removed.
+pub(super) fn serve(
+    addr: SocketAddrV4,
+    lifetime: Duration,
+    release: Option<&Path>,
+    mut counters: Published,
+) -> anyhow::Result<()> {
     let listener = listen(addr)?;
     let poller = Poller::new(lifetime)?;
     let listener_token = listener.as_raw_fd() as usize;
@@ -29,6 +38,11 @@ pub(super) fn serve(addr: SocketAddrV4, lifetime: Duration, mut counters: Publis
     let mut connections: Vec<Option<Connection>> = Vec::new();
     let mut ready = Ready::new();
     while poller.wait(&mut counters, &mut ready)? {
+        // Only an idle moment: a look at the file system has no place in a measurement.
+        if let Some(release) = release.filter(|release| ready.iter().next().is_none() && release.exists()) {
+            close_stalled(&mut connections, &mut counters.now);
+            std::fs::remove_file(release).with_context(|| format!("removing {}", release.display()))?;
+        }
         for (token, flags) in ready.iter() {
             if token == listener_token {
                 accept(&listener, &poller, &mut connections, &mut counters.now)?;
@@ -42,6 +56,17 @@ pub(super) fn serve(addr: SocketAddrV4, lifetime: Duration, mut counters: Publis
         }
     }
     Ok(())
+}
+
+fn close_stalled(connections: &mut [Option<Connection>], counters: &mut Counters) {
+    for place in connections {
+        if let Some(Connection { stage: Stage::Turns { turns, .. }, .. }) = place
+            && turns.is_stalled()
+        {
+            *place = None;
+            counters.open -= 1;
+        }
+    }
 }
 
 fn accept(
@@ -93,6 +118,10 @@ enum Stage {
         got: usize,
     },
     Serving(Service),
+    Turns {
+        turns: Turns,
+        waits_for: EventFlags,
+    },
 }
 
 /// What reading the hello came to.
@@ -113,12 +142,33 @@ impl Connection {
     ) -> anyhow::Result<bool> {
         let service = match &mut self.stage {
             Stage::Serving(service) => *service,
+            Stage::Turns { turns, waits_for } => {
+                if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+                    return Ok(true);
+                }
+                // A stalled reader, and a sender that is not read, look for nothing but the end.
+                let seeks_end = waits_for.contains(EventFlags::RDHUP);
+                if seeks_end && flags.contains(EventFlags::RDHUP) {
+                    return Ok(true);
+                }
+                let next = turns.go(&self.socket, (&bulk.source, &mut bulk.sink, &bulk.scratch), counters);
+                let Next::Wait(wanted) = next else { return Ok(true) };
+                if wanted != *waits_for {
+                    poller.modify(&self.socket, self.socket.as_raw_fd() as usize, wanted)?;
+                    *waits_for = wanted;
+                }
+                return Ok(false);
+            }
             Stage::Greeting { head, got } => match greet(&self.socket, head, got, &mut bulk.sink) {
                 Greeting::Incomplete => return Ok(false),
                 Greeting::Gone => return Ok(true),
                 Greeting::Complete(None) => {
                     counters.errors += 1;
                     return Ok(true);
+                }
+                Greeting::Complete(Some(Service::Turns)) => {
+                    self.stage = Stage::Turns { turns: Turns::default(), waits_for: EventFlags::IN };
+                    return Ok(false);
                 }
                 Greeting::Complete(Some(service)) => {
                     self.stage = Stage::Serving(service);
@@ -138,7 +188,7 @@ impl Connection {
                 counters.bytes_sent += turn.bytes;
                 turn.is_over
             }
-            Service::Echo | Service::Answer(_) | Service::Hold => self.echo(bulk, counters),
+            Service::Echo | Service::Answer(_) | Service::Hold | Service::Turns => self.echo(bulk, counters),
         })
     }
 
@@ -152,7 +202,7 @@ impl Connection {
                 poller.modify(&self.socket, token, EventFlags::OUT | EventFlags::RDHUP)?;
                 return Ok(false);
             }
-            Service::Sink | Service::Echo => return Ok(false),
+            Service::Sink | Service::Echo | Service::Turns => return Ok(false),
         };
         let Some(answer) = bulk.scratch.get(..answer) else {
             counters.errors += 1;

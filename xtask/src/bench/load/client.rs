@@ -2,6 +2,7 @@
 
 use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -34,13 +35,21 @@ pub(crate) enum Direction {
 }
 
 /// Where to, how many, and for how long.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) addr: SocketAddrV4,
     pub(super) connections: usize,
     pub(super) lifetime: Duration,
     /// Latencies of the first while are not counted.
     pub(super) warm_up: Duration,
+    /// Ends a client before its lifetime does, as soon as there is such a file.
+    pub(super) stop: Option<PathBuf>,
+}
+
+impl Plan {
+    pub(super) fn poller(&self) -> anyhow::Result<Poller> {
+        Ok(Poller::new(self.lifetime)?.stop_at(self.stop.as_deref()))
+    }
 }
 
 /// Latencies of what a client did after its warm-up.
@@ -54,12 +63,12 @@ pub(crate) struct Latencies {
 }
 
 /// Keeps every connection full, or drained, until the deadline.
-pub(super) fn stream(plan: Plan, direction: Direction, mut counters: Published) -> anyhow::Result<()> {
+pub(super) fn stream(plan: &Plan, direction: Direction, mut counters: Published) -> anyhow::Result<()> {
     let (service, interest) = match direction {
         Direction::Up => (Service::Sink, EventFlags::OUT),
         Direction::Down => (Service::Source, EventFlags::IN),
     };
-    let poller = Poller::new(plan.lifetime)?;
+    let poller = plan.poller()?;
     let mut sockets = Vec::with_capacity(plan.connections);
     for token in 0..plan.connections {
         let socket = greeted(plan.addr, &client_hello(service))?;
@@ -94,9 +103,9 @@ pub(super) fn stream(plan: Plan, direction: Direction, mut counters: Published) 
 }
 
 /// Connects, sends the hello, reads `size` bytes until the peer closes, and begins anew, on every connection.
-pub(super) fn rate(plan: Plan, size: u32, mut counters: Published) -> anyhow::Result<Latencies> {
+pub(super) fn rate(plan: &Plan, size: u32, mut counters: Published) -> anyhow::Result<Latencies> {
     let hello = client_hello(Service::Answer(size));
-    let poller = Poller::new(plan.lifetime)?;
+    let poller = plan.poller()?;
     let mut slots = Vec::with_capacity(plan.connections);
     for token in 0..plan.connections {
         slots.push(Some(Slot::open(plan.addr, &poller, token, &mut counters)?));
@@ -143,9 +152,9 @@ pub(super) fn rate(plan: Plan, size: u32, mut counters: Published) -> anyhow::Re
 }
 
 /// Keeps one message of `size` bytes in flight on each connection.
-pub(super) fn ping(plan: Plan, size: usize, mut counters: Published) -> anyhow::Result<Latencies> {
+pub(super) fn ping(plan: &Plan, size: usize, mut counters: Published) -> anyhow::Result<Latencies> {
     ensure!((1..=SCRATCH).contains(&size), "a message has 1 to {SCRATCH} bytes");
-    let poller = Poller::new(plan.lifetime)?;
+    let poller = plan.poller()?;
     let message = pattern(size);
     let mut slots = Vec::with_capacity(plan.connections);
     for token in 0..plan.connections {
@@ -191,9 +200,9 @@ pub(super) fn ping(plan: Plan, size: usize, mut counters: Published) -> anyhow::
 }
 
 /// Opens connections that get one byte and then stay silent until the deadline.
-pub(super) fn idle(plan: Plan, mut counters: Published) -> anyhow::Result<()> {
+pub(super) fn idle(plan: &Plan, mut counters: Published) -> anyhow::Result<()> {
     let hello = client_hello(Service::Hold);
-    let poller = Poller::new(plan.lifetime)?;
+    let poller = plan.poller()?;
     let mut slots: Vec<Option<Slot>> = Vec::with_capacity(plan.connections);
     let mut ready = Ready::new();
     loop {
@@ -232,7 +241,7 @@ pub(super) fn idle(plan: Plan, mut counters: Published) -> anyhow::Result<()> {
 }
 
 /// Ends well once 200 KiB have come back unharmed; tries until the deadline.
-pub(super) fn probe(plan: Plan) -> anyhow::Result<()> {
+pub(super) fn probe(plan: &Plan) -> anyhow::Result<()> {
     let deadline = Instant::now() + plan.lifetime;
     loop {
         match echo_once(plan.addr) {
@@ -294,7 +303,7 @@ impl Slot {
 }
 
 /// Connects, sends the hello and bounds how long an answer may take.
-fn greeted(addr: SocketAddrV4, hello: &[u8]) -> anyhow::Result<OwnedFd> {
+pub(super) fn greeted(addr: SocketAddrV4, hello: &[u8]) -> anyhow::Result<OwnedFd> {
     let socket = connect(addr, SocketFlags::empty()).with_context(|| format!("connecting to {addr}"))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(ANSWER_TIMEOUT))?;
     let sent = rustix::net::send(&socket, hello, SendFlags::NOSIGNAL).context("sending the hello")?;
@@ -302,7 +311,7 @@ fn greeted(addr: SocketAddrV4, hello: &[u8]) -> anyhow::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn pause(duration: Duration) -> anyhow::Result<()> {
+pub(super) fn pause(duration: Duration) -> anyhow::Result<()> {
     let duration = rustix::time::Timespec::try_from(duration).context("pause")?;
     let _woken_early_does_no_harm = rustix::thread::nanosleep(&duration);
     Ok(())
@@ -310,23 +319,23 @@ fn pause(duration: Duration) -> anyhow::Result<()> {
 
 /// A histogram that leaves out what ended before the warm-up did.
 #[derive(Debug)]
-struct Warmed {
+pub(super) struct Warmed {
     histogram: Histogram,
     warm_at: Instant,
 }
 
 impl Warmed {
-    fn new(warm_up: Duration) -> Self {
+    pub(super) fn new(warm_up: Duration) -> Self {
         Self { histogram: Histogram::new(), warm_at: Instant::now() + warm_up }
     }
 
-    fn add(&mut self, now: Instant, began: Instant) {
+    pub(super) fn add(&mut self, now: Instant, began: Instant) {
         if now >= self.warm_at {
             self.histogram.add(now.duration_since(began));
         }
     }
 
-    fn summary(&self) -> Latencies {
+    pub(super) fn summary(&self) -> Latencies {
         Latencies {
             done: self.histogram.count(),
             p50_us: self.histogram.quantile_us(0.5),

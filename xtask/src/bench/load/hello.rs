@@ -29,6 +29,8 @@ pub(crate) enum Service {
     Answer(u32),
     /// Sends one byte and stays open.
     Hold,
+    /// Does what the requests say that follow (see `turns`).
+    Turns,
 }
 
 impl Service {
@@ -39,6 +41,7 @@ impl Service {
             Self::Echo => (b'E', 0),
             Self::Answer(bytes) => (b'R', bytes),
             Self::Hold => (b'I', 0),
+            Self::Turns => (b'T', 0),
         }
     }
 
@@ -49,6 +52,7 @@ impl Service {
             b'E' => Some(Self::Echo),
             b'R' => Some(Self::Answer(bytes)),
             b'I' => Some(Self::Hold),
+            b'T' => Some(Self::Turns),
             _ => None,
         }
     }
@@ -145,8 +149,8 @@ fn put_u16(all: &mut Vec<u8>, value: usize) {
 mod tests {
     use super::*;
 
-    const SERVICES: [Service; 5] =
-        [Service::Sink, Service::Source, Service::Echo, Service::Answer(0x0102_0304), Service::Hold];
+    const SERVICES: [Service; 6] =
+        [Service::Sink, Service::Source, Service::Echo, Service::Answer(0x0102_0304), Service::Hold, Service::Turns];
 
     fn head_of(hello: &[u8]) -> Head {
         Head::parse(hello[..HEAD_LEN].try_into().unwrap())

@@ -1,14 +1,14 @@
-//! Latencies in a fixed table of buckets, each at most 1/32 of its value wide.
+//! Latencies in a fixed table of buckets, each at most 1/128 of its value wide.
 
 use std::time::Duration;
 
 /// Buckets per power of two.
-const STEPS: usize = 32;
+const STEPS: usize = 128;
 const STEP_BITS: u32 = STEPS.trailing_zeros();
 /// One linear run below [`STEPS`], then one run for each further power of two of a `u64`.
 const BUCKETS: usize = STEPS * (u64::BITS - STEP_BITS + 1) as usize;
 
-/// Counts durations with a relative error of at most 1/64.
+/// Counts durations with a relative error of at most 1/256.
 #[derive(Debug)]
 pub(crate) struct Histogram {
     buckets: Vec<u64>,
@@ -87,10 +87,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_stands_for_its_values_within_one_64th() {
+    fn a_bucket_stands_for_its_values_within_one_256th() {
         for nanos in (0..5000).chain([123_456, 7_654_321, 1 << 40, u64::MAX]) {
             let error = (middle_of(bucket_of(nanos)) - nanos as f64).abs();
-            assert!(error <= nanos as f64 / 64.0, "{nanos} ns is off by {error}");
+            assert!(error <= nanos as f64 / 256.0, "{nanos} ns is off by {error}");
         }
     }
 

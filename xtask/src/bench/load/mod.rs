@@ -8,7 +8,10 @@ pub(crate) mod hello;
 mod backend;
 mod client;
 mod histogram;
+mod mixed;
 mod socket;
+mod stall;
+mod turns;
 
 use std::net::SocketAddrV4;
 use std::os::unix::process::CommandExt;
@@ -22,6 +25,8 @@ use rustix::process::{Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
 
 pub(crate) use client::{Direction, Latencies};
+pub(crate) use mixed::Mix;
+pub(crate) use stall::{Before, OFFERED};
 
 use counters::Published;
 
@@ -37,7 +42,13 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Role {
     /// Serves connections as their hello asks.
-    Backend(Common),
+    Backend {
+        #[command(flatten)]
+        common: Common,
+        /// Connections with stalled readers are closed when this file appears.
+        #[arg(long)]
+        release: Option<PathBuf>,
+    },
     /// Streams bytes over connections that stay open.
     Stream {
         #[command(flatten)]
@@ -61,6 +72,26 @@ enum Role {
     },
     /// Holds silent connections.
     Idle(Common),
+    /// Chats and bursts by turns, or side by side.
+    Mixed {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        mix: Mix,
+    },
+    /// Sends, or has sent, 10 GB a connection to a reader that has stopped to read.
+    Stall {
+        #[command(flatten)]
+        common: Common,
+        /// Which way the bytes go.
+        #[arg(long)]
+        direction: Direction,
+        #[arg(long)]
+        before: Before,
+        /// Begins when this file appears.
+        #[arg(long)]
+        go: PathBuf,
+    },
     /// Checks that bytes come back unharmed.
     Probe(Common),
     /// A job of the firewall benchmark, in JSON.
@@ -87,6 +118,9 @@ struct Common {
     /// Where to publish counters.
     #[arg(long)]
     counters: Option<PathBuf>,
+    /// Ends when this file appears.
+    #[arg(long)]
+    stop: Option<PathBuf>,
 }
 
 impl Common {
@@ -96,6 +130,7 @@ impl Common {
             connections: self.connections,
             lifetime: Duration::try_from_secs_f64(self.secs).context("--secs")?,
             warm_up: Duration::try_from_secs_f64(self.warm_up).context("--warm-up")?,
+            stop: self.stop.clone(),
         })
     }
 
@@ -112,12 +147,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         pin(None, cpu)?;
     }
     match &args.role {
-        Role::Backend(common) => backend::serve(common.addr, common.plan()?.lifetime, common.counters()?),
-        Role::Stream { common, direction } => client::stream(common.plan()?, *direction, common.counters()?),
-        Role::Rate { common, size } => print(client::rate(common.plan()?, *size, common.counters()?)?),
-        Role::Ping { common, size } => print(client::ping(common.plan()?, *size, common.counters()?)?),
-        Role::Idle(common) => client::idle(common.plan()?, common.counters()?),
-        Role::Probe(common) => client::probe(common.plan()?),
+        Role::Backend { common, release } => {
+            backend::serve(common.addr, common.plan()?.lifetime, release.as_deref(), common.counters()?)
+        }
+        Role::Stream { common, direction } => client::stream(&common.plan()?, *direction, common.counters()?),
+        Role::Rate { common, size } => print(client::rate(&common.plan()?, *size, common.counters()?)?),
+        Role::Ping { common, size } => print(client::ping(&common.plan()?, *size, common.counters()?)?),
+        Role::Idle(common) => client::idle(&common.plan()?, common.counters()?),
+        Role::Mixed { common, mix } => print(mixed::mixed(&common.plan()?, *mix, common.counters()?)?),
+        Role::Stall { common, direction, before, go } => {
+            stall::stall(&common.plan()?, (*direction, *before), go, common.counters()?)
+        }
+        Role::Probe(common) => client::probe(&common.plan()?),
         Role::Firewall { job } => super::firewall::jobs::run(job),
         Role::Exec { command } => {
             let (program, arguments) = command.split_first().context("no command")?;

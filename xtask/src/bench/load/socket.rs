@@ -3,8 +3,10 @@
 //! Bulk bytes are never copied in user space (sendfile from a memfd, `MSG_TRUNC` on receipt), so that the proxy in the
 //! middle is what limits a figure.
 
+use std::cell::Cell;
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -24,6 +26,7 @@ const NEARLY_EMPTY: usize = 64 << 10;
 const EVENTS: usize = 256;
 const LONGEST_WAIT: Duration = Duration::from_millis(200);
 const WAIT_TO_PUBLISH: Duration = Duration::from_millis(5);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What a turn on a socket came to.
 #[derive(Debug, Clone, Copy)]
@@ -73,12 +76,21 @@ impl Source {
 
     /// Sends until the socket is full, at most a few MiB.
     pub(super) fn pour(&self, socket: impl AsFd) -> Turn {
+        self.pour_at_most(socket, u64::MAX)
+    }
+
+    /// Sends until the socket is full, at most a few MiB and at most `limit` bytes.
+    pub(super) fn pour_at_most(&self, socket: impl AsFd, limit: u64) -> Turn {
         let mut turn = Turn { bytes: 0, is_over: false };
         for _ in 0..BULK_TURNS {
-            match rustix::fs::sendfile(&socket, &self.0, Some(&mut 0), BULK) {
+            let offered = usize::try_from(limit - turn.bytes).map_or(BULK, |left| left.min(BULK));
+            if offered == 0 {
+                break;
+            }
+            match rustix::fs::sendfile(&socket, &self.0, Some(&mut 0), offered) {
                 Ok(sent) => {
                     turn.bytes += sent as u64;
-                    if sent < BULK {
+                    if sent < offered {
                         break;
                     }
                 }
@@ -90,6 +102,15 @@ impl Source {
             }
         }
         turn
+    }
+
+    /// Sends from `bytes` by copying them, in one call and at most `limit`.
+    pub(super) fn copy(socket: impl AsFd, bytes: &[u8], limit: u64) -> Turn {
+        let offered = usize::try_from(limit).map_or(bytes.len(), |limit| limit.min(bytes.len()));
+        match rustix::net::send(socket, &bytes[..offered], SendFlags::NOSIGNAL) {
+            Ok(sent) => Turn { bytes: sent as u64, is_over: false },
+            Err(error) => Turn { bytes: 0, is_over: error != Errno::AGAIN },
+        }
     }
 }
 
@@ -132,17 +153,36 @@ pub(super) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| ((at * 131) >> 3) as u8).collect()
 }
 
-/// An epoll instance that ends at a deadline and publishes counters as it goes.
+/// An epoll instance that ends at a deadline, or when told to, and publishes counters as it goes.
 #[derive(Debug)]
 pub(super) struct Poller {
     epoll: OwnedFd,
     deadline: Instant,
+    /// Ends the loop as soon as it exists.
+    stop: Option<PathBuf>,
+    looked_at: Cell<Instant>,
 }
 
 impl Poller {
     pub(super) fn new(lifetime: Duration) -> anyhow::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("epoll_create")?;
-        Ok(Self { epoll, deadline: Instant::now() + lifetime })
+        let now = Instant::now();
+        Ok(Self { epoll, deadline: now + lifetime, stop: None, looked_at: Cell::new(now) })
+    }
+
+    /// Ends the loop when there is a file of this name, too.
+    pub(super) fn stop_at(mut self, stop: Option<&Path>) -> Self {
+        self.stop = stop.map(Path::to_owned);
+        self
+    }
+
+    fn is_stopped(&self, now: Instant) -> bool {
+        let Some(stop) = &self.stop else { return false };
+        if now.duration_since(self.looked_at.get()) < LOOK_EVERY {
+            return false;
+        }
+        self.looked_at.set(now);
+        stop.exists()
     }
 
     pub(super) fn add(&self, socket: impl AsFd, token: usize, flags: epoll::EventFlags) -> anyhow::Result<()> {
@@ -153,14 +193,22 @@ impl Poller {
         epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(token as u64), flags).context("epoll_ctl mod")
     }
 
+    pub(super) fn remove(&self, socket: impl AsFd) -> anyhow::Result<()> {
+        epoll::delete(&self.epoll, socket).context("epoll_ctl del")
+    }
+
     /// Publishes `counters`, waits, and fills `ready` with tokens and what happened to them; false at the deadline.
     pub(super) fn wait(&self, counters: &mut Published, ready: &mut Ready) -> anyhow::Result<bool> {
         let now = Instant::now();
-        if now >= self.deadline {
+        if now >= self.deadline || self.is_stopped(now) {
             counters.flush(now)?;
             return Ok(false);
         }
-        let longest = if counters.publish(now)? { WAIT_TO_PUBLISH } else { LONGEST_WAIT };
+        let longest = match (counters.publish(now)?, &self.stop) {
+            (true, _) => WAIT_TO_PUBLISH,
+            (false, Some(_)) => LOOK_EVERY,
+            (false, None) => LONGEST_WAIT,
+        };
         let timeout = Timespec::try_from(longest).context("epoll timeout")?;
         ready.len = match epoll::wait(&self.epoll, &mut ready.events[..], Some(&timeout)) {
             Ok(len) => len,

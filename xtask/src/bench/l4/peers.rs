@@ -7,15 +7,20 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::load::hello::SERVER_NAME;
-use super::packages;
+use super::super::load::hello::SERVER_NAME;
+use super::super::{MC_PROXY, packages};
 
 /// Traffic without a proxy.
 pub(super) const DIRECT: &str = "direct";
 pub(super) const HAPROXY_SPLICE: &str = "haproxy-splice";
-pub(super) const MC_PROXY: &str = "mc-proxy";
+pub(super) const NGINX: &str = "nginx";
+/// mc-proxy with `splice = "auto"`: what a user gets who says nothing.
+pub(super) const AUTO: &str = MC_PROXY;
+/// mc-proxy told how to move bytes.
+pub(super) const FIXED: [&str; 2] = ["mc-proxy-sockmap", "mc-proxy-userspace"];
+const ENVOY: &str = "envoy";
 
-pub(super) const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+pub(crate) const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /// One proxy in one configuration.
 #[derive(Debug)]
@@ -32,7 +37,7 @@ pub(super) struct Peer {
 }
 
 /// All proxies a run can compare.
-pub(super) const PEERS: [Peer; 5] = [
+pub(super) const PEERS: [Peer; 8] = [
     Peer {
         name: "haproxy",
         program: "haproxy",
@@ -53,8 +58,8 @@ pub(super) const PEERS: [Peer; 5] = [
         env: &[],
     },
     Peer {
-        name: "nginx",
-        program: "nginx",
+        name: NGINX,
+        program: NGINX,
         args: &["-c", "@CONFIG@", "-e", "@DIR@/early.log"],
         version_args: &["-v"],
         template: include_str!("templates/nginx.conf"),
@@ -71,15 +76,35 @@ pub(super) const PEERS: [Peer; 5] = [
         env: &[],
     },
     Peer {
-        name: MC_PROXY,
+        name: ENVOY,
+        program: ENVOY,
+        args: &["-c", "@CONFIG@", "--concurrency", "1", "--disable-hot-restart", "-l", "error"],
+        version_args: &["--version"],
+        template: include_str!("templates/envoy.yaml"),
+        words: &[],
+        env: &[],
+    },
+    ours(AUTO, &[("@SPLICE@", "auto")]),
+    ours(FIXED[0], &[("@SPLICE@", "sockmap")]),
+    ours(FIXED[1], &[("@SPLICE@", "userspace")]),
+];
+
+const fn ours(name: &'static str, words: &'static [(&'static str, &'static str)]) -> Peer {
+    Peer {
+        name,
         program: MC_PROXY,
         args: &["server", "-c", "@CONFIG@"],
         version_args: &["--version"],
         template: include_str!("templates/mc-proxy.toml"),
-        words: &[],
+        words,
         env: &[("MCPROXY_LOG_LEVEL", "warn")],
-    },
-];
+    }
+}
+
+/// Whether a subject of this name is another project's proxy.
+pub(super) fn is_rival(name: &str) -> bool {
+    PEERS.iter().any(|peer| peer.name == name && !peer.is_ours())
+}
 
 /// The peers named, or all; an error for a name that is none.
 pub(super) fn chosen(names: Option<&[String]>) -> anyhow::Result<Vec<&'static Peer>> {
@@ -103,14 +128,25 @@ pub(super) struct Site {
 }
 
 impl Peer {
-    /// The program's path; an error says why it cannot run here.
-    pub(super) fn program(&self, release_dir: &Path) -> anyhow::Result<PathBuf> {
-        if self.name == MC_PROXY {
-            let program = release_dir.join(self.program);
-            anyhow::ensure!(program.is_file(), "{} is not built", program.display());
-            return Ok(program);
+    /// Whether this is mc-proxy, in one mode or another.
+    pub(super) fn is_ours(&self) -> bool {
+        self.program == MC_PROXY
+    }
+
+    /// The program's path, for mc-proxy that of `binary`; an error says why it cannot run here.
+    pub(super) fn program(&self, binary: &Path) -> anyhow::Result<PathBuf> {
+        if self.is_ours() {
+            anyhow::ensure!(binary.is_file(), "{} is not built", binary.display());
+            return Ok(binary.to_owned());
         }
-        if self.name == "nginx" && !Path::new(NGINX_STREAM_MODULE).exists() {
+        if self.name == ENVOY
+            && let Some(path) = std::env::var_os("ENVOY")
+        {
+            let path = PathBuf::from(path);
+            anyhow::ensure!(path.is_file(), "$ENVOY names {}, which is not there", path.display());
+            return Ok(path);
+        }
+        if self.name == NGINX && !Path::new(NGINX_STREAM_MODULE).exists() {
             bail!("nginx's stream module is not installed");
         }
         packages::find(self.program).with_context(|| format!("{} is not installed", self.program))
@@ -121,7 +157,9 @@ impl Peer {
         let output = Command::new(program).args(self.version_args).output().context("asking for the version")?;
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
-        Ok(said.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown").trim().to_owned())
+        let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
+        // Some begin with the path they were run by.
+        Ok(line.replace(&*program.to_string_lossy(), "").trim().to_owned())
     }
 
     /// The configuration for a site.
@@ -134,13 +172,18 @@ impl Peer {
         text.replace("@LISTEN@", &site.listen.to_string())
             .replace("@BACKEND@", &site.backend.to_string())
             .replace("@NOWHERE@", &nowhere.to_string())
+            .replace("@LISTEN_IP@", &site.listen.ip().to_string())
+            .replace("@LISTEN_PORT@", &site.listen.port().to_string())
+            .replace("@BACKEND_IP@", &site.backend.ip().to_string())
+            .replace("@BACKEND_PORT@", &site.backend.port().to_string())
             .replace("@SERVER_NAME@", SERVER_NAME)
             .replace("@DIR@", &site.dir.to_string_lossy())
     }
 
     /// Writes the configuration and returns the command line.
     pub(super) fn prepare(&self, program: &Path, site: &Site) -> anyhow::Result<Vec<String>> {
-        let config = site.dir.join("config");
+        // Envoy looks at the end of the name.
+        let config = site.dir.join(if self.name == ENVOY { "config.yaml" } else { "config" });
         fs::create_dir_all(&site.dir)
             .and_then(|()| fs::write(&config, self.configuration(site)))
             .with_context(|| format!("writing {}", config.display()))?;
@@ -167,8 +210,9 @@ mod tests {
     fn configurations_are_complete() {
         for peer in &PEERS {
             let text = peer.configuration(&site());
-            assert!(!text.contains('@'), "{}: a word is left in\n{text}", peer.name);
-            for needed in ["127.0.0.1:8400", "127.0.0.2:9000", "bench"] {
+            let is_word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_');
+            assert!(!text.split('@').any(is_word), "{}: a word is left in\n{text}", peer.name);
+            for needed in ["127.0.0.1", "8400", "127.0.0.2", "9000", "bench"] {
                 assert!(text.contains(needed), "{}: no {needed} in\n{text}", peer.name);
             }
         }
@@ -179,6 +223,17 @@ mod tests {
         let of = |name: &str| PEERS.iter().find(|peer| peer.name == name).unwrap().configuration(&site());
         assert!(!of("haproxy").contains("splice-"));
         assert!(of(HAPROXY_SPLICE).contains("option splice-request\n    option splice-response"));
+    }
+
+    #[test]
+    fn ours_differ_in_how_they_move_bytes() {
+        let ours: Vec<&Peer> = PEERS.iter().filter(|peer| peer.is_ours()).collect();
+        assert_eq!(ours.iter().map(|peer| peer.name).collect::<Vec<_>>(), [AUTO, FIXED[0], FIXED[1]]);
+        for (peer, mode) in ours.iter().zip(["auto", "sockmap", "userspace"]) {
+            assert!(peer.configuration(&site()).contains(&format!("splice = \"{mode}\"")));
+            assert!(!is_rival(peer.name));
+        }
+        assert!(is_rival(NGINX) && !is_rival(DIRECT));
     }
 
     #[test]

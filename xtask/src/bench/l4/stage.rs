@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::cpu::{self, Participants, Snapshot, Usage};
-use super::interrupt::{Interrupt, Interrupted};
-use super::load::counters::Counters;
-use super::load::{Latencies, pin};
+use super::super::cpu::{self, Participants, Snapshot, Usage};
+use super::super::interrupt::{Interrupt, Interrupted};
+use super::super::load::counters::Counters;
+use super::super::load::{Direction, Latencies, pin};
+use super::super::process::{Launch, Process};
+use super::super::record::Machine;
+use super::super::topology::{Layout, Topology};
 use super::peers::{DIRECT, Peer, Site};
-use super::process::{Launch, Process};
-use super::record::{Document, Machine};
-use super::topology::{Layout, Topology};
+use super::record::Document;
 
 const BACKEND_PORT: u16 = 9000;
 const FIRST_PORT: u16 = 8400;
@@ -22,8 +23,6 @@ const FIRST_PORT: u16 = 8400;
 const BACKEND_SECS: u32 = 6 * 3600;
 const PROBE_SECS: u32 = 8;
 const WARM_UP: Duration = Duration::from_millis(300);
-/// How much longer than its window a client runs, for looking at the clocks before and after.
-const SLACK: Duration = Duration::from_secs(1);
 const SETUP_LIMIT: Duration = Duration::from_secs(90);
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 const LOG_TAIL: usize = 800;
@@ -91,7 +90,7 @@ impl<'a> Stage<'a> {
         let backend = start_backend(setting, &topology, addr)?;
         let direct = Running { name: DIRECT, process: None, addr };
         let mut stage = Self { running: vec![direct], backend, topology, setting };
-        stage.probe(&stage.running[0]).context("no traffic even without a proxy")?;
+        stage.probe(addr, None).context("no traffic even without a proxy")?;
         for (port, (peer, program)) in (FIRST_PORT..).zip(&setting.peers) {
             let site = Site {
                 listen: SocketAddrV4::new(stage.topology.listen, port),
@@ -113,12 +112,8 @@ impl<'a> Stage<'a> {
 
     /// Runs one client against a peer and watches the clocks for the window of its steady state.
     pub(super) fn load(&self, peer: &Running, role: &[&str]) -> anyhow::Result<Window> {
-        let setting = self.setting;
-        let ends_by_itself = matches!(role, ["rate" | "ping", ..]);
-        // Streams are ended from here: their life is only bounded.
-        let life = if ends_by_itself { WARM_UP + setting.window + SLACK } else { setting.window + SETUP_LIMIT };
-        let mut client = self.client(peer, role, life)?;
-        let outcome = self.watch(peer, &mut client, ends_by_itself);
+        let mut client = self.client(peer, role)?;
+        let outcome = self.watch(peer, &mut client, has_latencies(role));
         drop(client);
         self.wait_until_drained()?;
         outcome
@@ -131,14 +126,46 @@ impl<'a> Stage<'a> {
         role: &[&str],
         observe: impl FnOnce(Counters) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        let mut client = self.client(peer, role, 2 * SETUP_LIMIT)?;
+        let mut client = self.client(peer, role)?;
         let observed = self.wait_until_ready(&mut client).and_then(observe);
         drop(client);
         self.wait_until_drained()?;
         observed
     }
 
-    fn watch(&self, peer: &Running, client: &mut Process, ends_by_itself: bool) -> anyhow::Result<Window> {
+    /// Sets up connections whose readers will stall, then `observe`s, which lets them begin, and ends it all.
+    pub(super) fn stall<T>(
+        &self,
+        peer: &Running,
+        role: &[&str],
+        observe: impl FnOnce(&dyn Fn() -> anyhow::Result<()>) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let go = self.setting.work_dir.join("go");
+        remove_if_there(&go)?;
+        let go_path = go.to_string_lossy();
+        let role: Vec<&str> = ["stall"].iter().chain(role).copied().chain(["--go", &go_path]).collect();
+        let mut client = self.client(peer, &role)?;
+        let begin = || fs::write(&go, []).with_context(|| format!("creating {}", go.display()));
+        let observed = self.wait_until_ready(&mut client).and_then(|_| observe(&begin));
+        drop(client);
+        // A reader that stalls does not see the end behind the bytes that it does not read.
+        let release = self.release();
+        fs::write(&release, []).with_context(|| format!("creating {}", release.display()))?;
+        self.setting.interrupt.wait_until(DRAIN_LIMIT, || Ok(!release.exists()))?;
+        self.wait_until_drained()?;
+        observed
+    }
+
+    /// Bytes that the sending side got rid of.
+    pub(super) fn sent(&self, direction: Direction) -> anyhow::Result<u64> {
+        let side = match direction {
+            Direction::Up => "client",
+            Direction::Down => "backend",
+        };
+        Ok(self.counters(side)?.bytes_sent)
+    }
+
+    fn watch(&self, peer: &Running, client: &mut Process, has_latencies: bool) -> anyhow::Result<Window> {
         let setting = self.setting;
         self.wait_until_ready(client)?;
         setting.interrupt.pause(WARM_UP)?;
@@ -148,11 +175,13 @@ impl<'a> Stage<'a> {
         setting.interrupt.pause(setting.window)?;
         let (client_to, backend_to) = (self.counters("client")?, self.counters("backend")?);
         let usage = start.until(&Snapshot::take(&participants)?);
-        let latencies = if ends_by_itself {
+        anyhow::ensure!(!client.is_over()?, "the client ended early");
+        let latencies = if has_latencies {
+            let stop = self.stop();
+            fs::write(&stop, []).with_context(|| format!("creating {}", stop.display()))?;
             let printed = client.output(setting.interrupt, SETUP_LIMIT).context("the client")?;
             Some(serde_json::from_str(&printed).with_context(|| format!("what the client printed: {printed:?}"))?)
         } else {
-            anyhow::ensure!(!client.is_over()?, "the client ended early");
             None
         };
         let (client, backend) = (client_to.since(client_from), backend_to.since(backend_from));
@@ -167,8 +196,8 @@ impl<'a> Stage<'a> {
         for (key, value) in peer.env {
             launch = launch.env(key, value);
         }
-        let running = Running { name: peer.name, process: Some(launch.start()?), addr: site.listen };
-        match self.probe(&running) {
+        let mut running = Running { name: peer.name, process: Some(launch.start()?), addr: site.listen };
+        match self.probe(running.addr, running.process.as_mut()) {
             Err(error) if !error.is::<Interrupted>() => {
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 let tail = said.char_indices().rev().nth(LOG_TAIL).map_or(0, |(at, _)| at);
@@ -178,27 +207,42 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Waits until bytes pass a peer unharmed.
-    fn probe(&self, peer: &Running) -> anyhow::Result<()> {
+    /// Waits until bytes pass a peer unharmed; an error at once when its process ends.
+    fn probe(&self, addr: SocketAddrV4, mut proxy: Option<&mut Process>) -> anyhow::Result<()> {
         let log = self.setting.work_dir.join("probe.log");
-        let args = role_args(&["probe"], peer.addr, PROBE_SECS.into(), None);
+        let args = role_args(&["probe"], addr, PROBE_SECS.into(), None);
         let launch = Launch::new(self.topology.client(), self.setting.machine.load_cpu, &args)?.log_to(&log)?;
-        let Err(error) = launch.start()?.output(self.setting.interrupt, SETUP_LIMIT) else { return Ok(()) };
+        let mut probe = launch.start()?;
+        let mut is_gone = || proxy.as_mut().map_or(Ok(false), |proxy| proxy.is_over());
+        self.setting.interrupt.wait_until(SETUP_LIMIT, || Ok(probe.is_over()? || is_gone()?))?;
+        anyhow::ensure!(!is_gone()?, "it ended at once");
+        let Err(error) = probe.output(self.setting.interrupt, SETUP_LIMIT) else { return Ok(()) };
         if error.is::<Interrupted>() {
             return Err(error);
         }
         bail!("{}", fs::read_to_string(&log).unwrap_or_default().trim().trim_start_matches("cargo xtask: "))
     }
 
-    fn client(&self, peer: &Running, role: &[&str], life: Duration) -> anyhow::Result<Process> {
+    fn client(&self, peer: &Running, role: &[&str]) -> anyhow::Result<Process> {
         let counters = self.setting.work_dir.join("client");
         // Or the last client's counters would be taken for this one's.
-        match fs::remove_file(&counters) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context("counters"),
-            _ => {}
-        }
-        let args = role_args(role, peer.addr, life.as_secs_f64(), Some(&counters));
+        remove_if_there(&counters)?;
+        remove_if_there(&self.stop())?;
+        // Clients are ended from here: their life is only bounded.
+        let life = self.setting.window + 2 * SETUP_LIMIT;
+        let mut args = role_args(role, peer.addr, life.as_secs_f64(), Some(&counters));
+        args.extend(["--stop".to_owned(), self.stop().to_string_lossy().into_owned()]);
         Launch::new(self.topology.client(), self.setting.machine.load_cpu, &args)?.keep_output().start()
+    }
+
+    /// The file that ends a client.
+    fn stop(&self) -> PathBuf {
+        self.setting.work_dir.join("stop")
+    }
+
+    /// The file that closes connections with stalled readers.
+    fn release(&self) -> PathBuf {
+        release(self.setting)
     }
 
     fn wait_until_ready(&self, client: &mut Process) -> anyhow::Result<Counters> {
@@ -225,8 +269,27 @@ impl<'a> Stage<'a> {
 
 fn start_backend(setting: &Setting<'_>, topology: &Topology, addr: SocketAddrV4) -> anyhow::Result<Process> {
     let counters = setting.work_dir.join("backend");
-    let args = role_args(&["backend"], addr, BACKEND_SECS.into(), Some(&counters));
+    let mut args = role_args(&["backend"], addr, BACKEND_SECS.into(), Some(&counters));
+    args.extend(["--release".to_owned(), release(setting).to_string_lossy().into_owned()]);
     Launch::new(topology.backend(), setting.machine.load_cpu, &args)?.start()
+}
+
+fn release(setting: &Setting<'_>) -> PathBuf {
+    setting.work_dir.join("release")
+}
+
+/// Roles that print latencies when they are stopped.
+fn has_latencies(role: &[&str]) -> bool {
+    matches!(role, ["rate" | "ping" | "mixed", ..])
+}
+
+fn remove_if_there(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn role_args(role: &[&str], addr: SocketAddrV4, secs: f64, counters: Option<&Path>) -> Vec<String> {
