@@ -7,7 +7,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt,
-    net::{SocketAddr, ToSocketAddrs as _},
     path::Path,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ use rustix::thread::CapabilitySet;
 use crate::{
     config::{self, Config},
     desired::Listener,
-    net::addr::BackendAddr,
+    net::{addr::BackendAddr, resolve::Resolver},
 };
 
 /// All names together get this long to resolve.
@@ -191,14 +190,17 @@ fn backends(
     }
 }
 
-fn resolve(host: &str, port: u16) -> Result<usize, String> {
-    (host, port).to_socket_addrs().map(|addrs| addrs.collect::<BTreeSet<SocketAddr>>().len()).map_err(|e| e.to_string())
+/// As the daemon does.
+fn resolve(host: &str, _port: u16) -> Result<usize, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
+    let found = runtime.block_on(Resolver::default().lookup(host));
+    found.map(|addresses| addresses.in_order(tokio::time::Instant::now()).len()).map_err(|e| e.to_string())
 }
 
 type Name = (String, u16);
 
-/// Asks for all names on a few threads. The system's resolver has no deadline of its own, so a thread that is still
-/// waiting for it afterwards is left to end with the process.
+/// Asks for all names on a few threads. A thread that is still waiting for an answer afterwards is left to end with the
+/// process.
 fn resolve_all(
     names: BTreeSet<Name>,
     timeout: Duration,

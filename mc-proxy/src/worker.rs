@@ -27,8 +27,8 @@ use crate::{
     telemetry::limit::LineLimit,
 };
 
-/// Threads for look-ups of backend names, for each worker. [`crate::net::resolve`] asks once for each name at a time.
-const RESOLVER_THREADS: usize = 4;
+/// Threads that look at the files of [`crate::net::resolve`], for each worker.
+const RESOLVER_THREADS: usize = 1;
 
 /// After a connection could not be accepted, as when the descriptors have run out, the others wait this long in the
 /// kernel's queue.

@@ -103,6 +103,18 @@ impl Installation {
         self
     }
 
+    /// The daemon is to see other files in place of some of the system's: pairs of what it sees and what is there. They
+    /// can be changed while it runs, by writing to what is there.
+    pub fn with_files(mut self, files: &[(&Path, &Path)]) -> Self {
+        let script = "while [ \"$1\" != -- ]; do mount --bind \"$2\" \"$1\" || exit; shift 2; done; shift; exec \"$@\"";
+        self.wrapper =
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh"].map(Into::into).into();
+        self.wrapper
+            .extend(files.iter().flat_map(|pair| <[&Path; 2]>::from(*pair)).map(|path| path.display().to_string()));
+        self.wrapper.push("--".into());
+        self
+    }
+
     /// The daemon is to run as nobody with exactly `capabilities` (names without `cap_`), started by `setpriv`. The
     /// binary is copied to where that user can read it, and the files become his.
     pub fn as_nobody_with(mut self, capabilities: &[&str]) -> Result<Self> {

@@ -12,6 +12,7 @@ pub mod bytes;
 pub mod client;
 pub mod config;
 pub mod daemon;
+pub mod dns;
 pub mod flood;
 pub mod hello;
 pub mod leak;

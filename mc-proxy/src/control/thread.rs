@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     conn::{Edge, Listening},
-    desired::{L7Policy, Listener, Route, RouteKey},
+    desired::{L7Policy, Listener, Protocol, Route, RouteKey},
     firewall::Engine,
     route::RouteTable,
     store::{self, Store, StoreError},
@@ -188,6 +188,10 @@ impl Thread {
 
     fn add_route(&mut self, listener: &str, route: Route) -> Result<(), ControlError> {
         let index = self.index(listener)?;
+        if self.owned.listeners.get(index).is_some_and(|listener| listener.protocol == Protocol::Tcp) {
+            let why = "it has protocol \"tcp\", and every connection takes its default route, which is set in the file";
+            return Err(ControlError::Refused(format!("listener {listener} reads no server name: {why}")));
+        }
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;
         self.publish(index, |routes| match routes.iter_mut().find(|known| known.is(&route.key())) {
             Some(known) => *known = route,

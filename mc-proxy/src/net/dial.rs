@@ -1,8 +1,9 @@
 //! Connecting to a backend.
 
 use std::{
+    future::poll_fn,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     time::Duration,
@@ -12,13 +13,17 @@ use rustix::{
     io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     addr::{BackendAddr, ClientAddr},
-    resolve::Resolver,
-    socket::Socket,
+    race::{Winner, attempt_delay, race},
+    resolve::{Addresses, Resolver},
+    socket::{Socket, retry},
 };
+
+/// Between two attempts at a Unix socket whose queue is full.
+const BACKLOG_PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(50);
 
 /// Why a backend was not reached.
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +67,12 @@ pub async fn dial(dial: &Dial<'_>, resolver: &Resolver) -> Result<Socket, DialEr
 }
 
 async fn dial_any(dial: &Dial<'_>, resolver: &Resolver) -> Result<Socket, DialError> {
-    let end = Instant::now() + dial.timeout;
     let connected = match dial.backend {
         BackendAddr::Ip(addr) => dial_ip(*addr, dial).await,
         BackendAddr::Unix(path) => dial_unix(path, dial).await,
         BackendAddr::Name { host, port } => {
-            let ips = resolver.lookup(host).await.map_err(DialError::Resolve)?;
-            dial_first(&ips, *port, dial, end).await
+            let addresses = resolver.lookup(host).await.map_err(DialError::Resolve)?;
+            dial_name(&addresses, *port, dial).await
         }
     };
     connected.map_err(|error| {
@@ -77,21 +81,30 @@ async fn dial_any(dial: &Dial<'_>, resolver: &Resolver) -> Result<Socket, DialEr
     })
 }
 
-/// Tries the addresses of a name in order. One that is silent leaves the others their share of the time.
-async fn dial_first(ips: &[IpAddr], port: u16, dial: &Dial<'_>, end: Instant) -> io::Result<Socket> {
-    let mut failure = io::Error::from(io::ErrorKind::NotFound);
-    for (ip, left) in ips.iter().zip((1..=ips.len()).rev()) {
-        let share = end.saturating_duration_since(Instant::now()) / u32::try_from(left).unwrap_or(u32::MAX);
-        match timeout(share, dial_ip(SocketAddr::new(*ip, port), dial)).await {
-            Ok(Ok(socket)) => return Ok(socket),
-            Ok(Err(error)) => failure = error,
-            Err(elapsed) => failure = elapsed.into(),
-        }
+async fn dial_name(addresses: &Addresses, port: u16, dial: &Dial<'_>) -> io::Result<Socket> {
+    let mut in_order = addresses.in_order(Instant::now()).map(|ip| SocketAddr::new(ip, port));
+    if in_order.len() == 1
+        && let Some(addr) = in_order.next()
+    {
+        return dial_ip(addr, dial).await;
     }
-    Err(failure)
+    let delay = attempt_delay(dial.timeout, in_order.len());
+    // Behind a pointer: it is as large as the rest of a connection, and seldom needed.
+    let Winner { mut socket, addr, sent, is_late } =
+        Box::pin(race(in_order, delay, dial.first, |addr| connecting(addr, dial))).await?;
+    if is_late {
+        addresses.prefer(addr.ip(), Instant::now());
+    }
+    socket.send_all(dial.first.get(sent..).unwrap_or_default()).await?;
+    Ok(socket)
 }
 
 async fn dial_ip(addr: SocketAddr, dial: &Dial<'_>) -> io::Result<Socket> {
+    connected(connecting(addr, dial)?, dial.first).await
+}
+
+/// A socket that is being connected.
+pub(super) fn connecting(addr: SocketAddr, dial: &Dial<'_>) -> io::Result<Socket> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     sockopt::set_tcp_nodelay(&fd, true)?;
@@ -102,8 +115,18 @@ async fn dial_ip(addr: SocketAddr, dial: &Dial<'_>) -> io::Result<Socket> {
     if let Some(source) = dial.source {
         bind_source(fd.as_fd(), addr, source, dial.mark)?;
     }
-    let result = connect(&fd, &addr);
-    finish(Socket::new(fd), result, dial.first).await
+    match connect(&fd, &addr) {
+        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(Socket::new(fd)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sends the first bytes. While the connection is being made a send would block, even one of nothing; a failure to
+/// connect is the send's error.
+async fn connected(mut socket: Socket, first: &[u8]) -> io::Result<Socket> {
+    let sent = poll_fn(|cx| socket.poll_send(cx, first)).await?;
+    socket.send_all(first.get(sent..).unwrap_or_default()).await?;
+    Ok(socket)
 }
 
 /// Gives a socket that is to be connected to `addr` the client's address as its source.
@@ -118,53 +141,20 @@ async fn dial_unix(path: &Path, dial: &Dial<'_>) -> io::Result<Socket> {
         let message = format!("a connection to a Unix socket cannot carry the address of {source}");
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
-    let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
-    // EAGAIN would mean a full backlog, which no event tells the end of: it is an error like a refusal.
-    let result = connect(&fd, &SocketAddrUnix::new(path)?);
-    finish(Socket::new(fd), result, dial.first).await
-}
-
-async fn finish(mut socket: Socket, connected: Result<(), Errno>, first: &[u8]) -> io::Result<Socket> {
-    match connected {
-        Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
+    let addr = SocketAddrUnix::new(path)?;
+    let mut pause = *BACKLOG_PAUSE.start();
+    loop {
+        let fd =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+        match retry(|| connect(&fd, &addr)) {
+            Ok(()) => return connected(Socket::new(fd), dial.first).await,
+            // The listener's queue is full, and no event tells when that ends. The dial's deadline ends the wait.
+            Err(Errno::AGAIN) => sleep(pause).await,
+            Err(error) => return Err(error.into()),
+        }
+        pause = (2 * pause).min(*BACKLOG_PAUSE.end());
     }
-    if first.is_empty() {
-        socket.connected().await?;
-    } else {
-        // While the connection is being made, a send would block; a failure to connect is the send's error.
-        socket.send_all(first).await?;
-    }
-    Ok(socket)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    /// Connections to it are not answered: its queue of one is full.
-    fn silent() -> (TcpListener, std::net::TcpStream) {
-        let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        listener.listen(0).unwrap();
-        let listener = TcpListener::from(listener);
-        let queued = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (listener, queued)
-    }
-
-    #[tokio::test]
-    async fn an_address_that_is_silent_leaves_time_for_the_next() {
-        let (silent, _queued) = silent();
-        let port = silent.local_addr().unwrap().port();
-        let _other = TcpListener::bind(("127.0.0.2", port)).unwrap();
-        let end = || Instant::now() + Duration::from_secs(1);
-        let [dead, alive] = [[127, 0, 0, 1], [127, 0, 0, 2]].map(IpAddr::from);
-        let backend = BackendAddr::Ip(silent.local_addr().unwrap());
-        let dial = Dial { backend: &backend, first: b"x", source: None, mark: None, timeout: Duration::from_secs(1) };
-        dial_first(&[dead, alive], port, &dial, end()).await.unwrap();
-        let error = dial_first(&[dead], port, &dial, end()).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-    }
-}
+mod tests;

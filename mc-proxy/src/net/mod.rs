@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod dial;
 pub mod listener;
+mod race;
 pub mod relay;
 pub mod resolve;
 pub mod socket;

@@ -115,7 +115,8 @@ impl Socket {
         retry(|| read(self.as_fd()))
     }
 
-    /// Writes as much as the kernel takes, at least one byte.
+    /// Writes as much as the kernel takes: at least one byte, if there is one. Before the socket is connected it takes
+    /// nothing, and writing nothing waits for the connection.
     ///
     /// # Errors
     /// As `send(2)`; `EPIPE` and `ECONNRESET` are the usual ones.
@@ -144,9 +145,12 @@ impl Socket {
         match retry(|| write(self.as_fd())) {
             Err(Errno::AGAIN) if matches!(self.state, State::Both(_)) => {}
             Err(Errno::AGAIN) => {
+                let was_waited_for = matches!(self.state, State::Readable(_));
                 self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?;
-                // Whoever waits to read was waiting on the registration that is gone, and has to wait anew.
-                cx.waker().wake_by_ref();
+                if was_waited_for {
+                    // Whoever waits to read was waiting on the registration that is gone, and has to wait anew.
+                    cx.waker().wake_by_ref();
+                }
             }
             result => return Poll::Ready(result.map_err(Into::into)),
         }
@@ -200,24 +204,6 @@ impl Socket {
             bytes = bytes.get(written..).unwrap_or_default();
         }
         Ok(())
-    }
-
-    /// Waits for the outcome of a `connect` that is under way.
-    ///
-    /// # Errors
-    /// Why it failed.
-    pub async fn connected(&mut self) -> io::Result<()> {
-        poll_fn(|cx| {
-            self.poll_write_with(cx, |fd| match sockopt::socket_error(fd)? {
-                Err(error) => Err(error),
-                Ok(()) => match net::getpeername(fd) {
-                    Err(Errno::NOTCONN) => Err(Errno::AGAIN),
-                    result => result.map(|_| 0),
-                },
-            })
-        })
-        .await
-        .map(|_| ())
     }
 
     /// Ends our side of the stream (FIN).
