@@ -14,6 +14,7 @@ pub mod packet;
 pub mod rate;
 pub mod reason;
 pub mod source;
+pub mod splice;
 pub mod table;
 #[cfg(feature = "user")]
 pub mod user;

@@ -1,10 +1,11 @@
-//! `build-ebpf`: from `mc-proxy-ebpf` to the committed object, reproducibly.
+//! `build-ebpf`: from `mc-proxy-ebpf` to the committed objects, reproducibly.
 //!
-//! `mc-proxy/bpf/mc-proxy.bpf.o` is what the daemon embeds, so that building mc-proxy needs neither LLVM nor an unstable
-//! compiler. The file beside it records the hash of the sources and the toolchain: sources that were changed without a
+//! `mc-proxy/bpf/*.bpf.o` are what the daemon embeds, so that building mc-proxy needs neither LLVM nor an unstable
+//! compiler. The file beside them records the hash of the sources and the toolchain: sources that were changed without a
 //! rebuild are found anywhere, and the same toolchain must give the same bytes.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
@@ -16,12 +17,16 @@ use sha2::{Digest, Sha256};
 
 /// The version that `setup` installs and the object is linked with.
 pub(crate) const LINKER_VERSION: &str = "0.13.0";
+/// The linker's LLVM: what a compiler with a newer one makes, it reads wrongly or not at all.
+const LINKER_LLVM: u32 = 22;
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECT: &str = "mc-proxy/bpf/mc-proxy.bpf.o";
+/// What is built, and where it is committed.
+const OBJECTS: [(&str, &str); 2] =
+    [("mc-proxy", "mc-proxy/bpf/mc-proxy.bpf.o"), ("mc-proxy-splice", "mc-proxy/bpf/mc-proxy-splice.bpf.o")];
 const SIDECAR: &str = "mc-proxy/bpf/mc-proxy.bpf.json";
 const OBJECT_BYTES_MAX: usize = 200 * 1024;
-/// What goes into the object; files of the daemon's side and tests in these directories do not.
+/// What goes into the objects; files of the daemon's side and tests in these directories do not.
 const SOURCES: [&str; 5] = [
     "mc-proxy-common/Cargo.toml",
     "mc-proxy-common/src",
@@ -41,13 +46,13 @@ pub(crate) struct Args {
     require_toolchain: bool,
 }
 
-/// Where an object came from.
+/// Where the objects came from.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Sidecar {
     /// SHA-256 over names and contents of the sources.
     sources: String,
-    /// SHA-256 of the object.
-    object: String,
+    /// SHA-256 of each object.
+    objects: BTreeMap<String, String>,
     rustc: String,
     llvm: String,
     linker: String,
@@ -75,51 +80,58 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let linker = linker().context("no bpf-linker: run `cargo xtask setup`")?;
     println!("building with {} (LLVM {}) and {linker}", toolchain.version, toolchain.llvm);
-    let object = build(root, toolchain)?;
+    let objects = build(root, toolchain)?;
     let sidecar = Sidecar {
         sources: hash_sources(root)?,
-        object: hex(&Sha256::digest(&object)),
+        objects: objects.iter().map(|(path, object)| ((*path).to_owned(), hex(&Sha256::digest(object)))).collect(),
         rustc: toolchain.version.clone(),
         llvm: toolchain.llvm.clone(),
         linker,
     };
-    write(&root.join(OBJECT), &object)?;
-    write(&root.join(SIDECAR), format!("{}\n", serde_json::to_string_pretty(&sidecar)?).as_bytes())?;
-    println!("{OBJECT}: {} bytes", object.len());
-    Ok(())
+    for (path, object) in &objects {
+        write(&root.join(path), object)?;
+        println!("{path}: {} bytes", object.len());
+    }
+    write(&root.join(SIDECAR), format!("{}\n", serde_json::to_string_pretty(&sidecar)?).as_bytes())
 }
 
 fn check(root: &Path, toolchains: &[Toolchain], require_toolchain: bool) -> Result<()> {
     let remedy = "run `cargo xtask build-ebpf` and commit mc-proxy/bpf";
     let text = fs::read_to_string(root.join(SIDECAR)).with_context(|| format!("reading {SIDECAR}"))?;
     let recorded: Sidecar = serde_json::from_str(&text).with_context(|| format!("reading {SIDECAR}"))?;
-    let committed = fs::read(root.join(OBJECT)).with_context(|| format!("reading {OBJECT}"))?;
-    ensure!(hex(&Sha256::digest(&committed)) == recorded.object, "{OBJECT} is not the object of {SIDECAR}; {remedy}");
-    ensure!(hash_sources(root)? == recorded.sources, "the kernel program's sources have changed; {remedy}");
+    let mut committed = Vec::new();
+    for (_, path) in OBJECTS {
+        let object = fs::read(root.join(path)).with_context(|| format!("reading {path}"))?;
+        let is_recorded = recorded.objects.get(path) == Some(&hex(&Sha256::digest(&object)));
+        ensure!(is_recorded, "{path} is not the object of {SIDECAR}; {remedy}");
+        committed.push(object);
+    }
+    ensure!(hash_sources(root)? == recorded.sources, "the kernel programs' sources have changed; {remedy}");
 
     let linker = linker();
     let same = toolchains.iter().find(|found| found.version == recorded.rustc && found.llvm == recorded.llvm);
     let Some(toolchain) = same.filter(|_| linker.as_ref() == Some(&recorded.linker)) else {
         let missing = format!(
-            "{} (LLVM {}) with {} is not installed, so the object was not rebuilt",
+            "{} (LLVM {}) with {} is not installed, so the objects were not rebuilt",
             recorded.rustc, recorded.llvm, recorded.linker
         );
         ensure!(!require_toolchain, "{missing}; run `cargo xtask setup`");
-        println!("{OBJECT} matches the hash of its sources; {missing}");
+        println!("the objects match the hash of their sources; {missing}");
         return Ok(());
     };
-    let rebuilt = build(root, toolchain)?;
-    ensure!(
-        rebuilt == committed,
-        "the sources give another object ({} bytes, committed {}); {remedy}",
-        rebuilt.len(),
-        committed.len()
-    );
-    println!("{OBJECT} is, byte for byte, what its sources give with {}", toolchain.version);
+    for ((path, rebuilt), committed) in build(root, toolchain)?.into_iter().zip(committed) {
+        ensure!(
+            rebuilt == committed,
+            "the sources give another {path} ({} bytes, committed {}); {remedy}",
+            rebuilt.len(),
+            committed.len()
+        );
+        println!("{path} is, byte for byte, what its sources give with {}", toolchain.version);
+    }
     Ok(())
 }
 
-/// Compilers with library sources: a nightly of rustup, then the distribution's.
+/// Compilers with library sources that go with the linker: a nightly of rustup, then the distribution's.
 pub(crate) fn toolchains() -> Vec<Toolchain> {
     let rustup = stdout(Command::new("rustup").args(["toolchain", "list"])).unwrap_or_default();
     let nightlies = rustup
@@ -154,12 +166,16 @@ impl Toolchain {
         let verbose = stdout(Command::new(&rustc).arg("-Vv"))?;
         let version = verbose.lines().next()?.to_owned();
         let llvm = verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "))?.to_owned();
+        if llvm.split('.').next()?.parse::<u32>().ok()? > LINKER_LLVM {
+            return None;
+        }
         Some(Self { cargo, rustc, sysroot, version, llvm, needs_bootstrap })
     }
 }
 
-/// The linked object. Paths of this machine are mapped away, and flags of the environment do not reach the compiler.
-fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
+/// The linked objects by path. Paths of this machine are mapped away, and flags of the environment do not reach the
+/// compiler.
+fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let directory = root.join("mc-proxy-ebpf");
     let target = directory.join("target");
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
@@ -194,12 +210,15 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
     }
     let status = command.status().with_context(|| format!("running {}", toolchain.cargo.display()))?;
     ensure!(status.success(), "building mc-proxy-ebpf failed");
-    let path = target.join(TARGET).join("release/mc-proxy");
-    let object = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    ensure!(object.len() < OBJECT_BYTES_MAX, "the object has {} bytes, more than {OBJECT_BYTES_MAX}", object.len());
     let root = root.as_os_str().as_encoded_bytes();
-    ensure!(!object.windows(root.len()).any(|window| window == root), "the object names a path of this machine");
-    Ok(object)
+    let linked = |(name, path)| {
+        let built = target.join(TARGET).join("release").join(name);
+        let object = fs::read(&built).with_context(|| format!("reading {}", built.display()))?;
+        ensure!(object.len() < OBJECT_BYTES_MAX, "{path} has {} bytes, more than {OBJECT_BYTES_MAX}", object.len());
+        ensure!(!object.windows(root.len()).any(|window| window == root), "{path} names a path of this machine");
+        Ok((path, object))
+    };
+    OBJECTS.into_iter().map(linked).collect()
 }
 
 fn hash_sources(root: &Path) -> Result<String> {
