@@ -7,6 +7,7 @@
 mod driver;
 mod mapping;
 mod sys;
+pub mod tcp;
 
 use std::{
     io,
