@@ -33,10 +33,9 @@ use self::{
 };
 pub use self::{
     diagnostic::{ConfigErrors, Diagnostic, Place},
-    splice::Splice,
 };
 use crate::desired::Desired;
-pub use crate::firewall::AutoBan;
+pub use crate::{firewall::AutoBan, net::relay::Splice};
 
 /// A list of a million addresses takes a third of this.
 const FILE_MAX_BYTES: u64 = 64 << 20;

@@ -1,31 +1,8 @@
-//! How bytes of established pairs are moved.
+//! Reading how pairs are carried.
 
 use std::str::FromStr;
 
-use crate::desired::UnknownWord;
-
-/// `proxy.splice`, and `splice` of a route.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Splice {
-    /// What is measured to be best for what the pair does.
-    #[default]
-    Auto,
-    /// In the kernel wherever it can be.
-    Sockmap,
-    /// Never in the kernel.
-    Userspace,
-}
-
-impl Splice {
-    /// As in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Sockmap => "sockmap",
-            Self::Userspace => "userspace",
-        }
-    }
-}
+use crate::{desired::UnknownWord, net::relay::Splice};
 
 impl FromStr for Splice {
     type Err = UnknownWord;

@@ -23,7 +23,7 @@ use crate::{
     firewall::Firewall,
     net::{
         addr::ListenAddr,
-        relay::{Drain, Switch},
+        relay::{Drain, Splicing},
         resolve::Resolver,
     },
     route::RouteTable,
@@ -44,8 +44,8 @@ pub struct Edge {
     pub drops: Drops,
     /// Deadlines.
     pub proxy: Proxy,
-    /// How bytes are moved where a route does not say it; `proxy.splice` is where it starts.
-    pub splice: Arc<Switch>,
+    /// What carries established pairs; `proxy.splice` is where it starts.
+    pub splicing: Splicing,
 }
 
 /// What the connections of one worker share. The counts of its references stay on the worker's core.

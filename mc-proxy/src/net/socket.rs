@@ -54,6 +54,14 @@ impl Socket {
         }
     }
 
+    /// Takes the socket from the reactor until it is next waited for; nobody is woken for it meanwhile.
+    pub fn deregister(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Moving) {
+            State::Readable(io) | State::Both(io) => State::Unregistered(io.into_inner()),
+            state => state,
+        };
+    }
+
     /// Reads into `buffer`: 0 at the end.
     ///
     /// # Errors

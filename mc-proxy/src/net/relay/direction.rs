@@ -2,7 +2,10 @@
 
 use std::task::{Context, Poll, ready};
 
-use rustix::io::Errno;
+use rustix::{
+    io::Errno,
+    net::{self, RecvFlags},
+};
 
 use super::pipe::Pipe;
 use crate::net::socket::Socket;
@@ -37,6 +40,10 @@ pub(super) struct Direction {
     /// Read, and not yet taken by the target. Without memory while the source is silent.
     pending: Pending,
     is_bulk: bool,
+    /// Whether the kernel carries the stream at times, and what is left to user space has to be copied.
+    only_copies: bool,
+    /// Whether the last read has emptied the source's queue, so that no piece there has been read in part.
+    is_drained: bool,
     /// On loan while there is something to move.
     pipe: Option<Pipe>,
     /// In copy mode large reads in a row, in bulk mode small fills in a row.
@@ -112,14 +119,42 @@ impl Direction {
 
     /// Tells the target that there will be no more, if it has everything so far.
     pub(super) fn tell(&mut self, target: &Socket) -> Result<(), Side> {
-        let holds_bytes = self.pending.rest().is_some() || self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0);
-        if self.state == State::Open && !holds_bytes {
+        if self.state == State::Open && !self.holds_bytes() {
             target.shutdown_write().map_err(|_| Side::Target)?;
             self.state = State::Told(0);
             self.pending = Pending::default();
             self.pipe = None;
         }
         Ok(())
+    }
+
+    /// Whether something was read that is not written yet.
+    pub(super) fn holds_bytes(&self) -> bool {
+        self.pending.rest().is_some() || self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0)
+    }
+
+    /// Whether the kernel may take over from here: everything that was read is written, and what was not read is whole.
+    pub(super) fn is_clean(&self) -> bool {
+        self.state == State::Open && self.is_drained && !self.is_bulk && !self.holds_bytes()
+    }
+
+    /// Finds out whether the source's queue is empty; what is there is read as ever.
+    pub(super) fn look_for_rest(&mut self, source: &Socket) {
+        if self.state == State::Open && !self.is_bulk && !self.is_drained {
+            let peeked = source.try_read_with(|fd| net::recv(fd, &mut [0], RecvFlags::PEEK).map(|(read, _)| read));
+            self.is_drained = matches!(peeked, Err(Errno::AGAIN));
+        }
+    }
+
+    /// From here on the kernel carries the stream at times.
+    pub(super) fn only_copy(&mut self) {
+        self.only_copies = true;
+        self.streak = 0;
+    }
+
+    /// The source's end was seen too early.
+    pub(super) fn reopen(&mut self) {
+        self.state = State::Open;
     }
 
     /// Whether the source has not ended, and the target has not been told that it has.
@@ -169,6 +204,7 @@ impl Direction {
             return Poll::Pending;
         };
         let read = read.map_err(|_| Side::Source)?;
+        self.is_drained = read < buffer.len();
         if read == 0 {
             self.state = State::Ended;
             return Poll::Ready(Ok(0));
@@ -183,9 +219,10 @@ impl Direction {
         *transferred += written as u64;
         self.pending.keep(bytes.get(written..).unwrap_or_default());
         self.streak = if read >= SMALL { self.streak + 1 } else { 0 };
-        if self.streak >= BULK_AFTER {
+        if self.streak >= BULK_AFTER && !self.only_copies {
             self.streak = 0;
             self.is_bulk = true;
+            self.is_drained = false;
         }
         Poll::Ready(Ok(read))
     }

@@ -1,16 +1,21 @@
-//! The byte relay of an established pair, in user space.
+//! The byte relay of an established pair.
 //!
 //! Each direction moves bytes in one of two ways, chosen by what it does: small reads are copied through a buffer that
 //! all connections of a worker share, a stream of large reads goes through a pipe (`splice(2)`) from the worker's pool.
 //! An idle direction holds neither, so an idle connection costs its sockets and its task.
 //!
 //! The end of one side is passed on when everything before it has been (half-close); a reset of one side becomes a reset
-//! of the other, so that nobody takes a cut stream for a whole one. A kernel relay (SOCKMAP) would take the place of
-//! [`run`] for pairs that it suits: it gets the same two sockets and gives the same [`Ended`].
+//! of the other, so that nobody takes a cut stream for a whole one.
+//!
+//! There are two engines behind [`run`]: user space, with which every pair begins, and the kernel ([`kernel`]), which takes
+//! over pairs that [`policy`] finds suitable. The ends, the idle timer and the drain are the same code for both.
 
 mod direction;
 mod drain;
+mod kernel;
 mod pipe;
+mod policy;
+mod splicing;
 mod switch;
 #[cfg(test)]
 mod tests;
@@ -25,8 +30,17 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use self::direction::{Direction, Side};
-pub use self::{drain::Drain, switch::Switch};
+use self::{
+    direction::{Direction, Side},
+    kernel::{Both, Carried},
+    policy::Talk,
+};
+pub use self::{
+    drain::Drain,
+    kernel::{Figures, Kernel, SpliceError},
+    splicing::Splicing,
+    switch::{Splice, Switch},
+};
 use super::socket::Socket;
 
 /// How a relay ended. Whoever gets this closes the sockets if it [is orderly](Ended::is_orderly), and otherwise drops them.
@@ -62,122 +76,261 @@ pub struct Transferred {
     pub backend: u64,
 }
 
-/// Relays until both sides have ended, one has failed, or nothing has moved for `idle`. `transferred` is kept current,
-/// for a relay that is dropped half-way.
+/// What a relay goes by.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Without a byte in either direction for so long, the pair ends.
+    pub idle: Duration,
+    /// Begins when the daemon is about to end.
+    pub drain: &'a Drain,
+    /// What may carry the pair.
+    pub splicing: &'a Splicing,
+    /// The mode of the pair's route, if it has one of its own.
+    pub mode: Option<Splice>,
+}
+
+/// Relays until both sides have ended, one has failed, or nothing has moved for [`Terms::idle`]. When this is dropped
+/// half-way, too, `transferred` says what has been passed on.
 ///
-/// Once `drain` has begun, a pair on which nothing has moved for [`Drain::quiet`] is told: each side gets a FIN as soon as
+/// Once the drain has begun, a pair on which nothing has moved for [`Drain::quiet`] is told: each side gets a FIN as soon as
 /// it has everything that came before, and is expected to end too. Its last words, such as a TLS `close_notify`, are
 /// dropped; more than that ends the pair.
 pub async fn run(
     client: &mut Socket,
     backend: &mut Socket,
-    idle: Duration,
-    drain: &Drain,
+    terms: Terms<'_>,
     transferred: &mut Transferred,
 ) -> Ended {
-    // The first look would most likely be in vain: the client waits for an answer to what it has sent already.
-    if client.register().is_err() {
-        return Ended::ClientFailed;
+    let mut relay = Relay::new(client, backend, terms, transferred);
+    if let Err(ended) = relay.begin() {
+        return ended;
     }
-    if backend.register().is_err() {
-        return Ended::BackendFailed;
-    }
-    let mut up = Direction::default();
-    let mut down = Direction::default();
-    let mut moved_at = Instant::now();
-    let mut deadline = pin!(sleep_until(moved_at + idle));
-    let mut begun = pin!(drain.begun());
+    let mut deadline = pin!(sleep_until(later(relay.moved_at, terms.idle)));
+    let mut begun = pin!(terms.drain.begun());
     let mut is_announced = false;
-    let mut is_draining = false;
     poll_fn(|cx| {
         if !is_announced {
             // Once is enough to be woken: a task keeps its waker.
             is_announced = true;
             let _ = begun.as_mut().poll(cx);
         }
-        let before = *transferred;
-        if let Poll::Ready(ended) = poll_both(cx, client, backend, &mut up, &mut down, transferred) {
-            return Poll::Ready(match ended {
-                _ if up.has_talked_on() || down.has_talked_on() => Ended::CutOff,
-                Ended::Closed if up.is_told() || down.is_told() => Ended::Told,
-                ended => ended,
-            });
+        if let Poll::Ready(ended) = relay.poll(cx) {
+            return Poll::Ready(ended);
         }
-        if *transferred != before {
-            moved_at = Instant::now();
+        if terms.drain.has_begun() && !relay.is_draining {
+            relay.is_draining = true;
+            deadline.as_mut().reset(later(relay.moved_at, terms.idle.min(terms.drain.quiet())));
+            if relay.carried.is_some() {
+                // In user space from here on.
+                cx.waker().wake_by_ref();
+            }
         }
-        if drain.has_begun() && !is_draining {
-            is_draining = true;
-            deadline.as_mut().reset(later(moved_at, idle.min(drain.quiet())));
+        if let Some(soon) = relay.look_again() {
+            deadline.as_mut().reset(soon);
         }
         // The timer is moved when it fires, not with every byte.
         while deadline.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            let mut next = later(moved_at, idle);
-            if next <= now {
-                return Poll::Ready(Ended::Idle);
+            match relay.deadline(cx) {
+                Ok(next) => deadline.as_mut().reset(next),
+                Err(ended) => return Poll::Ready(ended),
             }
-            if is_draining && (up.is_open() || down.is_open()) {
-                let quiet_at = later(moved_at, drain.quiet());
-                if quiet_at <= now {
-                    if let Err(side) = up.tell(backend) {
-                        return Poll::Ready(client_to_backend(side));
-                    }
-                    if let Err(side) = down.tell(client) {
-                        return Poll::Ready(backend_to_client(side));
-                    }
-                    // To read what the sides say to it.
-                    cx.waker().wake_by_ref();
-                }
-                // A direction whose target has not taken everything is told later.
-                next = next.min(quiet_at.max(now + TELL_AGAIN));
-            }
-            deadline.as_mut().reset(next);
         }
         Poll::Pending
     })
     .await
 }
 
+/// A pair while it is relayed.
+struct Relay<'a> {
+    client: &'a mut Socket,
+    backend: &'a mut Socket,
+    terms: Terms<'a>,
+    transferred: &'a mut Transferred,
+    up: Direction,
+    down: Direction,
+    /// The program's part, once it has one.
+    carried: Option<Box<Carried>>,
+    talk: Talk,
+    moved_at: Instant,
+    is_draining: bool,
+    /// The last wait for what nothing wakes the task for.
+    pause: Duration,
+}
+
+impl<'a> Relay<'a> {
+    fn new(
+        client: &'a mut Socket,
+        backend: &'a mut Socket,
+        terms: Terms<'a>,
+        transferred: &'a mut Transferred,
+    ) -> Self {
+        Self {
+            client,
+            backend,
+            terms,
+            transferred,
+            up: Direction::default(),
+            down: Direction::default(),
+            carried: None,
+            talk: Talk::default(),
+            moved_at: Instant::now(),
+            is_draining: false,
+            pause: Duration::ZERO,
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), Ended> {
+        // The first look would most likely be in vain: the client waits for an answer to what it has sent already.
+        self.client.register().map_err(|_| Ended::ClientFailed)?;
+        self.backend.register().map_err(|_| Ended::BackendFailed)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let before = *self.transferred;
+        let mode = if self.is_draining { Splice::Userspace } else { self.terms.splicing.mode(self.terms.mode) };
+        if let Poll::Ready(ended) = self.poll_both(cx, mode) {
+            return Poll::Ready(match ended {
+                _ if self.up.has_talked_on() || self.down.has_talked_on() => Ended::CutOff,
+                Ended::Closed if self.up.is_told() || self.down.is_told() => Ended::Told,
+                ended => ended,
+            });
+        }
+        if *self.transferred != before {
+            self.moved_at = Instant::now();
+            self.pause = Duration::ZERO;
+        }
+        if self.carried.is_none() && mode != Splice::Userspace {
+            let moved = self.transferred.client - before.client + self.transferred.backend - before.backend;
+            self.talk.note(moved);
+            if mode == Splice::Sockmap || self.talk.is_chatty() {
+                self.hand_over(cx);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Lets the kernel carry the pair, if it can be left at this moment.
+    fn hand_over(&mut self, cx: &Context<'_>) {
+        let Ok(kernel) = self.terms.splicing.kernel() else { return };
+        // A failure of a socket is found where it is read.
+        self.up.look_for_rest(self.client);
+        self.down.look_for_rest(self.backend);
+        if !self.up.is_clean() || !self.down.is_clean() {
+            return;
+        }
+        match Carried::new(kernel, self.client, self.backend) {
+            Ok(carried) => {
+                self.carried = Some(Box::new(carried));
+                self.up.only_copy();
+                self.down.only_copy();
+                // What has come in the meantime is carried over by hand.
+                cx.waker().wake_by_ref();
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a pair stays in user space");
+                self.talk.start_over();
+            }
+        }
+    }
+
+    fn poll_both(&mut self, cx: &mut Context<'_>, mode: Splice) -> Poll<Ended> {
+        let (up_done, down_done) = match BUFFER.with_borrow_mut(|buffer| self.poll_directions(cx, mode, buffer)) {
+            // The close that follows tells the ends what is left to tell.
+            Ok((Poll::Ready(()), Poll::Ready(()))) => return Poll::Ready(Ended::Closed),
+            Ok((up, down)) => (up.is_ready(), down.is_ready()),
+            Err(ended) => return Poll::Ready(ended),
+        };
+        // A side that has ended may still be reset, and then takes nothing from the other any more.
+        if up_done {
+            if let Err(side) = self.up.pass_on_end(self.backend) {
+                return Poll::Ready(client_to_backend(side));
+            }
+            return self.client.poll_failed(cx).map(|_| Ended::ClientFailed);
+        }
+        if down_done {
+            if let Err(side) = self.down.pass_on_end(self.client) {
+                return Poll::Ready(backend_to_client(side));
+            }
+            return self.backend.poll_failed(cx).map(|_| Ended::BackendFailed);
+        }
+        Poll::Pending
+    }
+
+    fn poll_directions(
+        &mut self,
+        cx: &mut Context<'_>,
+        mode: Splice,
+        buffer: &mut [u8],
+    ) -> Result<(Poll<()>, Poll<()>), Ended> {
+        let Self { client, backend, up, down, transferred, .. } = self;
+        if let Some(carried) = &mut self.carried {
+            return carried.poll(&mut Both { cx, client, backend, up, down, buffer, transferred, mode });
+        }
+        let up = up.poll(cx, client, backend, buffer, &mut transferred.client).map_err(client_to_backend);
+        let down = down.poll(cx, backend, client, buffer, &mut transferred.backend).map_err(backend_to_client);
+        match (up, down) {
+            (Poll::Ready(Err(ended)), _) | (_, Poll::Ready(Err(ended))) => Err(ended),
+            (up, down) => Ok((up.map(drop), down.map(drop))),
+        }
+    }
+
+    /// When to look again though nothing may wake the task, if that is so.
+    fn look_again(&mut self) -> Option<Instant> {
+        if !self.carried.as_ref().is_some_and(|carried| carried.is_waiting()) {
+            return None;
+        }
+        self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        Some(Instant::now() + self.pause)
+    }
+
+    /// When the timer has fired: its next time, or the end.
+    fn deadline(&mut self, cx: &Context<'_>) -> Result<Instant, Ended> {
+        let now = Instant::now();
+        let is_waiting = self.carried.as_ref().is_some_and(|carried| carried.is_waiting());
+        if let Some(carried) = &mut self.carried {
+            match carried.quiet_for(self.client, self.backend) {
+                Ok(quiet) => self.moved_at = self.moved_at.max(now.checked_sub(quiet).unwrap_or(now)),
+                // The connection has failed; the next look finds it.
+                Err(error) => tracing::debug!(%error, "a pair could not be asked for its last byte"),
+            }
+        }
+        let mut next = later(self.moved_at, self.terms.idle);
+        if next <= now {
+            return Err(Ended::Idle);
+        }
+        if is_waiting {
+            cx.waker().wake_by_ref();
+        }
+        if self.is_draining && (self.up.is_open() || self.down.is_open()) {
+            let quiet_at = later(self.moved_at, self.terms.drain.quiet());
+            // Before the kernel has sent what it has under way there is nothing to be told.
+            if quiet_at <= now && self.carried.as_ref().is_none_or(|carried| carried.is_in_userspace()) {
+                self.up.tell(self.backend).map_err(client_to_backend)?;
+                self.down.tell(self.client).map_err(backend_to_client)?;
+                // To read what the sides say to it.
+                cx.waker().wake_by_ref();
+            }
+            // A direction whose target has not taken everything is told later.
+            next = next.min(quiet_at.max(now + TELL_AGAIN));
+        }
+        Ok(next)
+    }
+}
+
+impl Drop for Relay<'_> {
+    fn drop(&mut self) {
+        if let Some(carried) = self.carried.take() {
+            let kernel = carried.end(self.client, self.backend);
+            self.transferred.client += kernel.client;
+            self.transferred.backend += kernel.backend;
+        }
+    }
+}
+
 fn later(instant: Instant, duration: Duration) -> Instant {
     // As far away as the timer goes.
     const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
     instant + duration.min(FAR)
-}
-
-fn poll_both(
-    cx: &mut Context<'_>,
-    client: &mut Socket,
-    backend: &mut Socket,
-    up: &mut Direction,
-    down: &mut Direction,
-    transferred: &mut Transferred,
-) -> Poll<Ended> {
-    let (up_done, down_done) = BUFFER.with_borrow_mut(|buffer| {
-        let up_done = up.poll(cx, client, backend, buffer, &mut transferred.client).map_err(client_to_backend);
-        let down_done = down.poll(cx, backend, client, buffer, &mut transferred.backend).map_err(backend_to_client);
-        (up_done, down_done)
-    });
-    let (up_done, down_done) = match (up_done, down_done) {
-        (Poll::Ready(Err(ended)), _) | (_, Poll::Ready(Err(ended))) => return Poll::Ready(ended),
-        // The close that follows tells the ends what is left to tell.
-        (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ended::Closed),
-        (up_done, down_done) => (up_done.is_ready(), down_done.is_ready()),
-    };
-    // A side that has ended may still be reset, and then takes nothing from the other any more.
-    if up_done {
-        if let Err(side) = up.pass_on_end(backend) {
-            return Poll::Ready(client_to_backend(side));
-        }
-        return client.poll_failed(cx).map(|_| Ended::ClientFailed);
-    }
-    if down_done {
-        if let Err(side) = down.pass_on_end(client) {
-            return Poll::Ready(backend_to_client(side));
-        }
-        return backend.poll_failed(cx).map(|_| Ended::BackendFailed);
-    }
-    Poll::Pending
 }
 
 fn client_to_backend(side: Side) -> Ended {
@@ -196,6 +349,10 @@ fn backend_to_client(side: Side) -> Ended {
 
 /// How long a direction that could not be told yet waits for its target.
 const TELL_AGAIN: Duration = Duration::from_millis(250);
+
+/// How soon, and then how late, a pair is looked at that waits for what the kernel does not tell.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(64);
 
 /// Bytes that one read may take. With less, bulk pays in system calls; with more, the buffer leaves the cache.
 const BUFFER_SIZE: usize = 64 * 1024;

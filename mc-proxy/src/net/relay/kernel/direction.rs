@@ -1,28 +1,29 @@
 //! One direction of a pair that is spliced in the kernel: who carries its bytes, and how it changes hands.
 //!
 //! ```text
-//!               credit used up, or the source's end, or too much for the kernel
-//!   Redirecting ────────────────► Draining ──the target has written──► Pumping ──► Flushed ──► PassedOn
-//!        ▲                                   what was redirected          │  the source's end
-//!        └────────────── everything that was passed has been carried over ┘
+//!        no credit, the source's end, or a kind of stream that user space is better for
+//!   Redirecting ───────────────► Draining ──the target has written what was redirected──► Pumping
+//!        ▲                                                                                  │
+//!        └────────────────────── everything that was passed has been carried over ──────────┘
 //! ```
 //! A direction begins with pumping, without credit: what its source had received before is carried over first.
 
 use std::{
     io,
+    os::fd::AsFd as _,
     task::{Context, Poll},
 };
 
+use mc_proxy_common::user::tcp::TcpInfo;
+
 use super::pair::{Slot, written};
-use crate::{
-    config::Splice,
-    net::{
-        relay::{
-            direction::{Direction, Side},
-            policy,
-        },
-        socket::Socket,
+use crate::net::{
+    relay::{
+        Splice,
+        direction::{Direction, Side},
+        policy,
     },
+    socket::Socket,
 };
 
 /// Bytes that a direction may have redirected and its target not yet written, beyond the target's own send buffer.
@@ -52,9 +53,9 @@ pub(super) struct Spliced {
     credit: u64,
     /// The mark that was set with it.
     mark: u64,
-    pump: Direction,
     /// Whether the source is known to have ended.
     has_ended: bool,
+    latched: u64,
     /// Wants another look soon, though nothing may wake it.
     is_waiting: bool,
     flow: policy::Flow,
@@ -65,8 +66,6 @@ enum State {
     Redirecting,
     Draining,
     Pumping,
-    Flushed,
-    PassedOn,
 }
 
 impl Spliced {
@@ -74,12 +73,12 @@ impl Spliced {
     pub(super) fn new(target: &Socket) -> io::Result<Self> {
         Ok(Self {
             state: State::Pumping,
-            base: written(std::os::fd::AsFd::as_fd(target))?,
+            base: written(target.as_fd())?,
             pumped: 0,
             credit: 0,
             mark: u64::MAX,
-            pump: Direction::copying(),
             has_ended: false,
+            latched: 0,
             is_waiting: false,
             flow: policy::Flow::default(),
         })
@@ -95,19 +94,19 @@ impl Spliced {
         self.state == State::Redirecting
     }
 
-    /// Whether everything up to the source's end has been passed on, and the end too.
-    pub(super) fn is_done(&self) -> bool {
-        self.state == State::PassedOn
+    /// Whether user space carries the bytes, and the kernel has none under way.
+    pub(super) fn is_pumping(&self) -> bool {
+        self.state == State::Pumping
+    }
+
+    /// How often it was taken back into user space.
+    pub(super) fn latched(&self) -> u64 {
+        self.latched
     }
 
     /// Whether to look again soon.
     pub(super) fn is_waiting(&self) -> bool {
         self.is_waiting
-    }
-
-    /// Whether pumping has become a stream that the kernel is the wrong place for.
-    pub(super) fn is_bulk(&self) -> bool {
-        self.flow.is_bulk()
     }
 
     /// Bytes of the stream that have left through the target by way of the kernel.
@@ -122,8 +121,8 @@ impl Spliced {
         self.credit = 0;
     }
 
-    /// Sees what has to be done. `Ready(Ok)`: the target has everything up to the source's end.
-    pub(super) fn poll(&mut self, look: &mut Look<'_, '_>) -> Poll<Result<(), Side>> {
+    /// Sees to what has to be done by hand. `Ready(Ok)`: the target has everything up to the source's end.
+    pub(super) fn poll(&mut self, pump: &mut Direction, look: &mut Look<'_, '_>) -> Poll<Result<(), Side>> {
         self.is_waiting = false;
         loop {
             match self.state {
@@ -133,86 +132,69 @@ impl Spliced {
                         self.flow.note_redirected(look.slot.redirected(), look.slot.pieces());
                         self.renew(look)?;
                     }
-                    let leaves = look.mode == Splice::Userspace || (look.mode == Splice::Auto && self.is_bulk());
-                    if !is_passing && !self.has_ended && !leaves {
+                    if !is_passing && !self.has_ended && !self.stays_in_userspace(look.mode) {
                         return Poll::Pending;
                     }
-                    self.freeze(look);
+                    self.freeze(look)?;
+                    self.latched += 1;
                     self.state = State::Draining;
                 }
                 State::Draining => {
-                    let kernel = self.written(look.target).map_err(|_| Side::Target)?.saturating_sub(self.pumped);
-                    if kernel < look.slot.redirected() {
+                    if self.written(look.target)?.saturating_sub(self.pumped) < look.slot.redirected() {
                         self.is_waiting = true;
                         return Poll::Pending;
                     }
-                    look.source.register().map_err(|_| Side::Source)?;
                     self.state = State::Pumping;
                 }
-                State::Pumping => {
-                    let is_pumped = self.pump(look)?;
-                    if is_pumped.is_pending() {
-                        return Poll::Pending;
-                    }
-                }
-                State::Flushed | State::PassedOn => return Poll::Ready(Ok(())),
+                State::Pumping => match self.pump(pump, look)? {
+                    Pumped::Ended => return Poll::Ready(Ok(())),
+                    Pumped::Waiting => return Poll::Pending,
+                    // What was passed before the new limit was seen is found there.
+                    Pumped::Even => self.state = State::Redirecting,
+                },
             }
         }
     }
 
-    /// Tells the target, once, that there is no more.
-    pub(super) fn pass_on_end(&mut self, target: &Socket) -> Result<(), Side> {
-        if self.state == State::Flushed {
-            target.shutdown_write().map_err(|_| Side::Target)?;
-            self.state = State::PassedOn;
-        }
-        Ok(())
-    }
-
-    /// Carries over what was passed. `Ready` when the state has changed.
-    fn pump(&mut self, look: &mut Look<'_, '_>) -> Result<Poll<()>, Side> {
+    /// Carries over what was passed.
+    fn pump(&mut self, pump: &mut Direction, look: &mut Look<'_, '_>) -> Result<Pumped, Side> {
         let mut moved = 0;
-        let ended = self.pump.poll(look.cx, look.source, look.target, look.buffer, &mut moved);
+        let ended = pump.poll(look.cx, look.source, look.target, look.buffer, &mut moved);
         *look.moved += moved;
         self.pumped += moved;
         self.flow.note_pumped(moved);
         look.slot.set_drained(self.pumped);
-        let is_even = look.slot.passed() == self.pumped && !self.pump.holds_bytes();
+        let is_even = look.slot.passed() == self.pumped && !pump.holds_bytes();
         match ended {
             Poll::Ready(Err(side)) => Err(side),
-            Poll::Ready(Ok(())) if is_even => {
-                self.state = State::Flushed;
-                Ok(Poll::Ready(()))
-            }
-            // Behind what the kernel still has to send the other way: the end has overtaken bytes.
+            Poll::Ready(Ok(())) if is_even || pump.is_told() => Ok(Pumped::Ended),
+            // The end has overtaken bytes that wait behind what the kernel has still to send the other way.
             Poll::Ready(Ok(())) => {
-                self.pump = Direction::copying();
+                pump.reopen();
                 self.is_waiting = true;
-                Ok(Poll::Pending)
+                Ok(Pumped::Waiting)
             }
             Poll::Pending => {
-                let stays = match look.mode {
-                    Splice::Userspace => true,
-                    Splice::Auto => self.is_bulk(),
-                    Splice::Sockmap => false,
-                };
-                if !is_even || stays || self.has_ended {
-                    return Ok(Poll::Pending);
+                if !is_even || self.has_ended || !pump.is_open() || self.stays_in_userspace(look.mode) {
+                    return Ok(Pumped::Waiting);
                 }
                 self.renew(look)?;
-                if self.credit == 0 {
-                    return Ok(Poll::Pending);
-                }
-                self.state = State::Redirecting;
-                // What was passed before the new limit was seen is found there.
-                Ok(Poll::Ready(()))
+                Ok(if self.credit == 0 { Pumped::Waiting } else { Pumped::Even })
             }
+        }
+    }
+
+    fn stays_in_userspace(&self, mode: Splice) -> bool {
+        match mode {
+            Splice::Userspace => true,
+            Splice::Auto => self.flow.is_bulk(),
+            Splice::Sockmap => false,
         }
     }
 
     /// Moves the limit on by what the target has written.
     fn renew(&mut self, look: &Look<'_, '_>) -> Result<(), Side> {
-        let written = self.written(look.target).map_err(|_| Side::Target)?.saturating_sub(self.pumped);
+        let written = self.written(look.target)?.saturating_sub(self.pumped);
         self.credit = look.slots.credit(self.credit, WINDOW);
         let limit = written + self.credit;
         self.mark = limit - self.credit / 2;
@@ -226,13 +208,25 @@ impl Spliced {
     }
 
     /// No byte is redirected from here on.
-    fn freeze(&mut self, look: &Look<'_, '_>) {
+    fn freeze(&mut self, look: &Look<'_, '_>) -> Result<(), Side> {
         look.slot.set_limit(0, u64::MAX);
         self.credit = look.slots.credit(self.credit, 0);
+        // A verdict that was under way with the old limit runs below the socket's lock, for which this question waits.
+        TcpInfo::of(look.source.as_fd()).map(drop).map_err(|_| Side::Source)
     }
 
     /// Bytes that the target has written since the pair was handed over.
-    fn written(&self, target: &Socket) -> io::Result<u64> {
-        Ok(written(std::os::fd::AsFd::as_fd(target))?.saturating_sub(self.base))
+    fn written(&self, target: &Socket) -> Result<u64, Side> {
+        written(target.as_fd()).map(|written| written.saturating_sub(self.base)).map_err(|_| Side::Target)
     }
+}
+
+/// What came of carrying over.
+enum Pumped {
+    /// The source has ended, and the target has everything.
+    Ended,
+    /// There may be more.
+    Waiting,
+    /// Nothing is left, and there is credit for what comes.
+    Even,
 }

@@ -66,8 +66,9 @@ fn run(shared: &Shared, mut ring: RingBuf<MapData>, stop: &Stop) {
     let mut lost_before = lost();
     while !stop.is_set.load(Relaxed) {
         while let Some(record) = ring.next() {
-            let slot = record.as_ref().try_into().map(Event::from_ne_bytes).ok().and_then(|slot| u32::try_from(slot).ok());
-            if let Some(signal) = slot.and_then(|slot| shared.slots.signal(slot / 2)) {
+            let slot = <[u8; size_of::<Event>()]>::try_from(&*record).map(Event::from_ne_bytes).unwrap_or(Event::MAX);
+            let pair = u32::try_from(slot / 2).ok();
+            if let Some(signal) = pair.and_then(|pair| shared.slots.signal(pair)) {
                 signal.raise(LOOK);
             }
         }

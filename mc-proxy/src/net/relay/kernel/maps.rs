@@ -33,7 +33,6 @@ pub enum SpliceError {
 }
 
 /// What the kernel holds. The program is attached to the map of targets, so it is on every socket put there.
-#[derive(Debug)]
 pub(super) struct Maps {
     routes: Mutex<Routes>,
     slots: Mapping,
@@ -42,10 +41,15 @@ pub(super) struct Maps {
     _program: Ebpf,
 }
 
-#[derive(Debug)]
 struct Routes {
     targets: SockMap<MapData>,
     sources: HashMap<MapData, u64, u32>,
+}
+
+impl std::fmt::Debug for Maps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
 }
 
 impl Maps {

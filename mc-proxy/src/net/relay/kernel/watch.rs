@@ -67,31 +67,38 @@ impl Watch {
     pub(super) fn remove(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         Ok(epoll::delete(self.0.as_fd(), socket)?)
     }
+
+    /// Passes on what there is.
+    fn tell(&self, kernel: &Kernel) -> Result<(), Errno> {
+        let mut events: Vec<Event> = Vec::with_capacity(BATCH);
+        loop {
+            events.clear();
+            let room = rustix::buffer::spare_capacity(&mut events);
+            match epoll::wait(self.0.as_fd(), room, Some(&Timespec::default())) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+            for event in &events {
+                let (flags, data) = (event.flags, event.data);
+                raise(kernel, data.u64(), flags);
+            }
+            if events.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
 }
 
-/// Passes events on to the pairs' tasks, as long as there is an engine.
+/// As long as there is an engine.
 async fn read(kernel: Weak<Kernel>, watch: Watch) {
-    let mut events = Vec::with_capacity(BATCH);
     loop {
         let Ok(mut guard) = watch.0.readable().await else { return };
         // Before reading: what comes from here on is a new edge.
         guard.clear_ready();
         let Some(kernel) = kernel.upgrade() else { return };
-        loop {
-            events.clear();
-            match epoll::wait(watch.0.as_fd(), rustix::buffer::spare_capacity(&mut events), Some(&Timespec::default())) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => {
-                    tracing::error!(%error, "the events of spliced connections cannot be read");
-                    return;
-                }
-            }
-            for Event { flags, data } in &events {
-                raise(&kernel, data.u64(), *flags);
-            }
-            if events.len() < BATCH {
-                break;
-            }
+        if let Err(error) = watch.tell(&kernel) {
+            tracing::error!(%error, "the events of spliced connections cannot be read");
+            return;
         }
     }
 }
@@ -111,7 +118,7 @@ fn raise(kernel: &Kernel, data: u64, flags: EventFlags) {
     if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
         events |= failed;
     }
-    if let Some(signal) = u32::try_from(data >> 1).ok().and_then(|pair| kernel.slots.signal(pair)) {
+    if let Some(signal) = u32::try_from(data >> 1).ok().and_then(|pair| kernel.shared.slots.signal(pair)) {
         signal.raise(events);
     }
 }

@@ -1,0 +1,191 @@
+//! Which pairs the kernel carries in `auto`, from what they do. Pure: figures go in, a claim comes out.
+//!
+//! Measured (`docs/performance.md`): a redirect in the kernel saves the wake-up and the system calls of a small message,
+//! and costs more than `splice(2)` for every byte of a large one. An idle pair costs the daemon nothing in either place.
+//! So a pair starts in user space, and moves when it has proved to be chatty; it is taken back when it turns bulk, and to
+//! move once more it has to prove four times as much.
+
+/// Messages in a row, none of them large, after which a pair is chatty. To hand a pair over costs as much as a few of them.
+const CHATTY_AFTER: u32 = 32;
+
+/// The proof is not asked to be larger than this, however often a pair has changed its ways.
+const CHATTY_AFTER_MAX: u32 = 32 * 1024;
+
+/// Bytes that one look may find and still be a small message.
+const SMALL: u64 = 4 * 1024;
+
+/// Pieces of the stream of this size on average are bulk.
+const LARGE_PIECE: u64 = 16 * 1024;
+
+/// Bytes in large pieces, or by hand in one go, after which a direction in the kernel is bulk.
+const BULK_AFTER: u64 = 512 * 1024;
+
+/// What a pair in user space has done lately.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Talk {
+    small: u32,
+    proof: u32,
+}
+
+impl Default for Talk {
+    fn default() -> Self {
+        Self { small: 0, proof: CHATTY_AFTER }
+    }
+}
+
+impl Talk {
+    /// So many bytes have moved in one go, in both directions together.
+    pub(super) fn note(&mut self, bytes: u64) {
+        match bytes {
+            0 => {}
+            1..=SMALL => self.small = self.small.saturating_add(1),
+            _ => self.small = 0,
+        }
+    }
+
+    /// Whether the kernel is the better place for it.
+    pub(super) fn is_chatty(&self) -> bool {
+        self.small >= self.proof
+    }
+
+    /// It was there and has turned bulk, or could not be taken.
+    pub(super) fn start_over(&mut self) {
+        self.small = 0;
+        self.proof = self.proof.saturating_mul(4).min(CHATTY_AFTER_MAX);
+    }
+}
+
+/// What one direction of a pair does that is in the kernel's hands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flow {
+    redirected: u64,
+    pieces: u64,
+    large: u64,
+    is_bulk: bool,
+    talk: Talk,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self { redirected: 0, pieces: 0, large: 0, is_bulk: false, talk: Talk::default() }
+    }
+}
+
+impl Flow {
+    /// The kernel has redirected so many bytes, in so many pieces, since the pair was handed over.
+    pub(super) fn note_redirected(&mut self, redirected: u64, pieces: u64) {
+        let (bytes, count) = (redirected - self.redirected, pieces.saturating_sub(self.pieces));
+        (self.redirected, self.pieces) = (redirected, pieces);
+        if bytes < LARGE_PIECE.saturating_mul(count) {
+            self.large = 0;
+        } else {
+            self.note_large(bytes);
+        }
+    }
+
+    /// User space has carried over so many bytes in one go.
+    pub(super) fn note_pumped(&mut self, bytes: u64) {
+        self.talk.note(bytes);
+        if bytes > SMALL {
+            self.note_large(bytes);
+        } else if self.is_bulk && self.talk.is_chatty() {
+            self.is_bulk = false;
+            self.large = 0;
+            self.talk.start_over();
+        }
+    }
+
+    /// Whether user space is the better place for it.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.is_bulk
+    }
+
+    fn note_large(&mut self, bytes: u64) {
+        self.large = self.large.saturating_add(bytes);
+        if self.large >= BULK_AFTER && !self.is_bulk {
+            self.is_bulk = true;
+            self.talk.start_over();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_pair_that_talks_in_small_messages_becomes_chatty() {
+        let mut talk = Talk::default();
+        for _ in 1..CHATTY_AFTER {
+            talk.note(1);
+            talk.note(0);
+            assert!(!talk.is_chatty());
+        }
+        talk.note(SMALL);
+        assert!(talk.is_chatty());
+        talk.note(SMALL + 1);
+        assert!(!talk.is_chatty());
+    }
+
+    #[test]
+    fn each_return_asks_for_four_times_the_proof() {
+        let mut talk = Talk::default();
+        let mut needed = Vec::new();
+        for _ in 0..8 {
+            talk.start_over();
+            let mut count = 0;
+            while !talk.is_chatty() {
+                talk.note(1);
+                count += 1;
+            }
+            needed.push(count);
+        }
+        assert_eq!(needed, [128, 512, 2048, 8192, 32_768, 32_768, 32_768, 32_768]);
+    }
+
+    #[test]
+    fn large_pieces_are_bulk_and_small_ones_are_not_however_many() {
+        let mut flow = Flow::default();
+        for step in 1..=1000 {
+            flow.note_redirected(step * 128 * 1024, step * 128);
+        }
+        assert!(!flow.is_bulk());
+        let (bytes, pieces) = (1000 * 128 * 1024, 1000 * 128);
+        for step in 1..=4 {
+            assert!(!flow.is_bulk());
+            flow.note_redirected(bytes + step * 128 * 1024, pieces + step * 2);
+        }
+        assert!(flow.is_bulk());
+    }
+
+    #[test]
+    fn what_is_carried_by_hand_is_bulk_until_it_is_chatty_again() {
+        let mut flow = Flow::default();
+        for _ in 0..8 {
+            assert!(!flow.is_bulk());
+            flow.note_pumped(64 * 1024);
+        }
+        assert!(flow.is_bulk());
+        for _ in 0..CHATTY_AFTER * 4 {
+            assert!(flow.is_bulk());
+            flow.note_pumped(100);
+        }
+        assert!(!flow.is_bulk());
+    }
+
+    proptest! {
+        #[test]
+        fn no_figures_are_too_large(steps in proptest::collection::vec((any::<u32>(), any::<u64>()), 0..100)) {
+            let mut flow = Flow::default();
+            let (mut redirected, mut pieces) = (0_u64, 0);
+            for (count, bytes) in steps {
+                redirected = redirected.saturating_add(bytes);
+                pieces += u64::from(count);
+                flow.note_redirected(redirected, pieces);
+                flow.note_pumped(bytes);
+            }
+        }
+    }
+}
