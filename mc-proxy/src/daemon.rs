@@ -36,7 +36,7 @@ use crate::{
     firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
     net::{
         listener::{self, Bound},
-        relay::{Drain, Switch},
+        relay::{Drain, Kernel, Splice, Splicing},
         resolve::Resolver,
     },
     store::{Difference, Store, StoreError},
@@ -172,7 +172,7 @@ impl Running {
             offences,
             drops: drops.clone(),
             proxy: config.proxy,
-            splice: Arc::new(Switch::new(config.proxy.splice)),
+            splicing: splicing(config.proxy.splice),
         });
         let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
         let events = plane.events();
@@ -317,6 +317,19 @@ fn engine_failure(error: &EngineError) -> Failure {
         return plane_failure(plane);
     }
     Failure::because(Exit::Failure, "putting the firewall rules in force", error)
+}
+
+/// Without rights for the kernel's part, pairs are carried in user space, which is said once.
+fn splicing(mode: Splice) -> Splicing {
+    let kernel = Kernel::load().map_err(|error| {
+        let why = describe(&error);
+        match mode {
+            Splice::Sockmap => tracing::warn!(why, "proxy.splice = \"sockmap\": pairs are carried in user space only"),
+            Splice::Auto | Splice::Userspace => tracing::info!(why, "pairs are carried in user space only"),
+        }
+        why.into()
+    });
+    Splicing::new(mode, kernel)
 }
 
 /// Sockets for every listener: a vector of `workers` of them each.

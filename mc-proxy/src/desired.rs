@@ -5,9 +5,11 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use ipnet::IpNet;
 
 use crate::{
-    config::Splice,
     firewall::Rule,
-    net::addr::{BackendAddr, ListenAddr},
+    net::{
+        addr::{BackendAddr, ListenAddr},
+        relay::Splice,
+    },
     route::{Pattern, alpn::Listed},
 };
 

@@ -39,7 +39,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let status = step.status().with_context(|| format!("running {}", line(&step)))?;
         ensure!(status.success(), "`{}` failed; mend that and run `cargo xtask setup` again", line(&step));
     }
-    ensure!(!build_ebpf::toolchains().is_empty(), "there is still no compiler with its library sources and an LLVM that bpf-linker {LINKER_VERSION} can read");
+    ensure!(
+        !build_ebpf::toolchains().is_empty(),
+        "there is still no compiler with its library sources and an LLVM that bpf-linker {LINKER_VERSION} can read"
+    );
     ensure!(has_linker(), "bpf-linker {LINKER_VERSION} is installed but not found: add ~/.cargo/bin to PATH");
     println!("done: `cargo xtask build-ebpf` works now");
     Ok(())

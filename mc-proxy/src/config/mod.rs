@@ -25,14 +25,12 @@ use std::{
 use mc_proxy_common::rate;
 use toml::de::DeTable;
 
+pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
 pub(crate) use self::unavailable::is_unavailable;
 use self::{
     diagnostic::{At, Report},
     file::Reader,
     unavailable::{UNAVAILABLE, Unavailable},
-};
-pub use self::{
-    diagnostic::{ConfigErrors, Diagnostic, Place},
 };
 use crate::desired::Desired;
 pub use crate::{firewall::AutoBan, net::relay::Splice};

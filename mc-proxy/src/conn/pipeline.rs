@@ -75,9 +75,14 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
     };
     record.transferred.client = hello.len() as u64;
     drop(hello);
-    let idle = record.edge().proxy.idle_timeout;
     let local = Arc::clone(record.local());
-    let ended = relay::run(client, &mut backend, idle, &local.drain, &mut record.transferred).await;
+    let terms = relay::Terms {
+        idle: local.edge.proxy.idle_timeout,
+        drain: &local.drain,
+        splicing: &local.edge.splicing,
+        mode: target.splice,
+    };
+    let ended = relay::run(client, &mut backend, terms, &mut record.transferred).await;
     if ended.is_orderly() {
         backend.close();
     }

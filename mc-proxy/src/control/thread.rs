@@ -156,7 +156,7 @@ impl Thread {
             Command::SetMaxConnections(listener, max, reply) => {
                 answer(reply, self.set_max_connections(&listener, max));
             }
-            Command::SetSplice(mode, reply) => answer(reply, Ok(self.owned.edge.splice.set(mode))),
+            Command::SetSplice(mode, reply) => answer(reply, Ok(self.owned.edge.splicing.set_mode(mode))),
             Command::Status(reply) => answer(reply, Ok(self.status())),
             Command::ReloadGeoIp(reply) => answer(reply, self.reload_geoip()),
             Command::Firewall(command) => self.firewall(command),
@@ -284,7 +284,7 @@ impl Thread {
                 rules,
             },
             outcomes: edge.counters.outcomes(),
-            splice: edge.splice.mode(),
+            splice: edge.splicing.switch().mode(),
             client_bytes,
             backend_bytes,
         }

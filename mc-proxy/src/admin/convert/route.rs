@@ -39,9 +39,7 @@ fn alpn(field: &str, names: Vec<String>) -> Result<Vec<String>, Status> {
 
 /// A mode of `SetSplice`.
 pub(in crate::admin) fn splice_mode(word: &str) -> Result<Splice, Status> {
-    let mode = parse("mode", word)?;
-    refuse_unavailable("proxy.splice", "mode", word)?;
-    Ok(mode)
+    parse("mode", word)
 }
 
 fn hostname(field: &str, text: &str) -> Result<Pattern, Status> {
@@ -77,7 +75,6 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
         "" => None,
         word => Some(parse("route.splice", word)?),
     };
-    refuse_unavailable("listeners.routes.splice", "route.splice", &route.splice)?;
     let alpn = alpn("route.alpn", route.alpn)?;
     refuse_unavailable("listeners.routes.alpn", "route.alpn", &alpn::Listed(&alpn).to_string())?;
     let mut l7_policies = Vec::with_capacity(route.l7_policies.len());
@@ -285,10 +282,6 @@ mod tests {
             (
                 v1::Route { transparent: true, ..message("a.b", "a:1") },
                 "route.transparent: true is not available in mc-proxy",
-            ),
-            (
-                v1::Route { splice: "sockmap".into(), ..message("a.b", "a:1") },
-                "route.splice: \"sockmap\" is not available in mc-proxy",
             ),
             (
                 v1::Route { alpn: vec!["http/1.1".into(), "h2".into()], ..message("a.b", "a:1") },

@@ -50,8 +50,8 @@ impl Bench {
         };
         let resolver = Resolver::default();
         let (counters, drops) = (Counters::default(), crate::control::drops());
-        let splice = Arc::new(relay::Switch::new(proxy.splice));
-        let edge = Arc::new(Edge { firewall, resolver, counters, offences: reporter, drops, proxy, splice });
+        let splicing = relay::Splicing::userspace();
+        let edge = Arc::new(Edge { firewall, resolver, counters, offences: reporter, drops, proxy, splicing });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
     }

@@ -31,7 +31,10 @@ use crate::{
         Action, AutoBan, Engine, EngineConfig, Firewall, Generations, Group, Rule, RuleKey, RuleScope, Sizes, Subject,
         TableMemory,
     },
-    net::resolve::Resolver,
+    net::{
+        relay::{Splice, Splicing},
+        resolve::Resolver,
+    },
     store::{Store, StoreError},
     xdp::{Dataplane, Events, PlaneError, PlaneStatus, Repairs, TestRun},
 };
@@ -208,7 +211,7 @@ impl Bench {
                 shutdown_timeout: second,
                 ..Proxy::default()
             },
-            splice: Arc::default(),
+            splicing: Splicing::new(Splice::Auto, Err("a bench has none".into())),
         });
         let listeners = store.listeners().unwrap();
         let listening = Arc::new(Listening::new(&listeners[0]));

@@ -95,12 +95,7 @@ pub struct Terms<'a> {
 /// Once the drain has begun, a pair on which nothing has moved for [`Drain::quiet`] is told: each side gets a FIN as soon as
 /// it has everything that came before, and is expected to end too. Its last words, such as a TLS `close_notify`, are
 /// dropped; more than that ends the pair.
-pub async fn run(
-    client: &mut Socket,
-    backend: &mut Socket,
-    terms: Terms<'_>,
-    transferred: &mut Transferred,
-) -> Ended {
+pub async fn run(client: &mut Socket, backend: &mut Socket, terms: Terms<'_>, transferred: &mut Transferred) -> Ended {
     let mut relay = Relay::new(client, backend, terms, transferred);
     if let Err(ended) = relay.begin() {
         return ended;

@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     os::fd::OwnedFd,
+    sync::Arc,
 };
 
 use socket2::SockRef;
@@ -34,15 +35,41 @@ fn relay(client: Socket, backend: Socket, idle: Duration) -> JoinHandle<(Ended, 
     relay_until(client, backend, idle, Drain::never())
 }
 
+thread_local! {
+    /// A test has its thread.
+    static SPLICING: RefCell<Arc<Splicing>> = RefCell::new(Arc::new(Splicing::userspace()));
+}
+
+/// Lets the relays of this test be carried by the kernel in `mode`; `false`, and said so, without the rights for it.
+fn set_mode(mode: Splice) -> bool {
+    match Kernel::load() {
+        Ok(kernel) => {
+            SPLICING.set(Arc::new(Splicing::new(mode, Ok(kernel))));
+            true
+        }
+        Err(error) => {
+            assert!(
+                std::env::var_os("MC_PROXY_REQUIRE_KERNEL").is_none(),
+                "{error}: {:?}",
+                std::error::Error::source(&error)
+            );
+            eprintln!("skipped: pairs cannot be spliced in the kernel here: {error}");
+            false
+        }
+    }
+}
+
 fn relay_until(
     mut client: Socket,
     mut backend: Socket,
     idle: Duration,
     drain: Drain,
 ) -> JoinHandle<(Ended, Transferred)> {
+    let splicing = SPLICING.with_borrow(Arc::clone);
     tokio::spawn(async move {
         let mut transferred = Transferred::default();
-        let ended = run(&mut client, &mut backend, idle, &drain, &mut transferred).await;
+        let terms = Terms { idle, drain: &drain, splicing: &splicing, mode: None };
+        let ended = run(&mut client, &mut backend, terms, &mut transferred).await;
         if ended.is_orderly() {
             client.close();
             backend.close();
@@ -94,7 +121,6 @@ async fn receive(mut stream: tokio::net::tcp::OwnedReadHalf, seed: u64, total: u
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-#[tokio::test]
 async fn both_directions_at_once_whatever_the_sizes() {
     for (up, down, chunks) in [
         (0, 0, &[1][..]),
@@ -163,7 +189,6 @@ async fn a_direction_that_has_been_bulk_holds_nothing_while_it_is_idle() {
     assert!(was_bulk);
 }
 
-#[tokio::test]
 async fn the_end_of_one_side_leaves_the_other_open() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
@@ -184,7 +209,6 @@ async fn the_end_of_one_side_leaves_the_other_open() {
     assert_eq!(relay.await.unwrap().0, Ended::Closed);
 }
 
-#[tokio::test]
 async fn a_reset_reaches_the_other_side_as_a_reset() {
     for is_client in [true, false] {
         let (client, near_client) = pair().await;
@@ -200,7 +224,6 @@ async fn a_reset_reaches_the_other_side_as_a_reset() {
     }
 }
 
-#[tokio::test]
 async fn a_reset_after_the_end_is_noticed_while_the_other_side_is_silent() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
@@ -215,7 +238,6 @@ async fn a_reset_after_the_end_is_noticed_while_the_other_side_is_silent() {
     assert!(backend.write_all(b"x").await.is_err());
 }
 
-#[tokio::test]
 async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
@@ -235,7 +257,6 @@ fn drain_after(quiet: u64) -> Drain {
     Drain::new(tokio_util::sync::CancellationToken::new(), Duration::from_millis(quiet))
 }
 
-#[tokio::test]
 async fn a_quiet_pair_is_told_and_has_its_last_words() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
@@ -261,7 +282,6 @@ async fn a_quiet_pair_is_told_and_has_its_last_words() {
     assert_eq!((ended, transferred), (Ended::Told, Transferred { client: 8, backend: 10 }));
 }
 
-#[tokio::test]
 async fn a_side_that_talks_on_after_it_was_told_is_cut_off() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
@@ -277,7 +297,6 @@ async fn a_side_that_talks_on_after_it_was_told_is_cut_off() {
 }
 
 /// A FIN behind half of what was read would make a cut stream look whole.
-#[tokio::test]
 async fn nobody_is_told_before_it_has_everything() {
     let (mut client, near_client) = pair().await;
     let (backend, near_backend) = pair().await;
@@ -310,7 +329,6 @@ async fn nobody_is_told_before_it_has_everything() {
     assert!(ended.is_orderly(), "{ended:?}");
 }
 
-#[tokio::test]
 async fn a_reader_that_stalls_for_ever_is_idle_also_when_the_other_side_has_ended() {
     for half_closes in [false, true] {
         let (client, near_client) = pair().await;
@@ -327,7 +345,6 @@ async fn a_reader_that_stalls_for_ever_is_idle_also_when_the_other_side_has_ende
 }
 
 /// A client that sends all of its request before it reads would otherwise wait until the idle timeout.
-#[tokio::test]
 async fn what_a_side_sends_is_passed_on_while_it_does_not_read() {
     for is_client in [true, false] {
         let (client, near_client) = pair().await;
@@ -350,4 +367,51 @@ async fn what_a_side_sends_is_passed_on_while_it_does_not_read() {
         flood.abort();
         relay.abort();
     }
+}
+
+/// Each of them with pairs carried in user space, and in the kernel from the first byte on.
+macro_rules! in_each_mode {
+    ($($test:ident,)*) => {
+        mod userspace {
+            $(#[tokio::test]
+            async fn $test() {
+                super::$test().await;
+            })*
+        }
+
+        mod kernel {
+            $(#[tokio::test]
+            async fn $test() {
+                if super::set_mode(super::Splice::Sockmap) {
+                    super::$test().await;
+                    super::nothing_is_left().await;
+                }
+            })*
+        }
+    };
+}
+
+in_each_mode! {
+    both_directions_at_once_whatever_the_sizes,
+    the_end_of_one_side_leaves_the_other_open,
+    a_reset_reaches_the_other_side_as_a_reset,
+    a_reset_after_the_end_is_noticed_while_the_other_side_is_silent,
+    silence_ends_a_relay_and_a_byte_prolongs_it,
+    a_quiet_pair_is_told_and_has_its_last_words,
+    a_side_that_talks_on_after_it_was_told_is_cut_off,
+    nobody_is_told_before_it_has_everything,
+    a_reader_that_stalls_for_ever_is_idle_also_when_the_other_side_has_ended,
+    what_a_side_sends_is_passed_on_while_it_does_not_read,
+}
+
+/// No pair, and no credit.
+async fn nothing_is_left() {
+    let kernel = SPLICING.with_borrow(Arc::clone);
+    let ended = async {
+        while kernel.figures().pairs > 0 || kernel.figures().credit > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, ended).await.expect("a pair is left");
+    assert!(kernel.figures().taken > 0, "{:?}", kernel.figures());
 }

@@ -16,11 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    Shared,
-    maps::SpliceError,
-    slots::event::LOOK,
-};
+use super::{Shared, maps::SpliceError, slots::event::LOOK};
 
 /// Ends when dropped.
 #[derive(Debug)]

@@ -10,10 +10,7 @@ use aya::{
     maps::{HashMap, Map, MapData, MapError, RingBuf, SockMap},
     programs::{ProgramError, SkSkb},
 };
-use mc_proxy_common::{
-    splice::SLOT_WORDS,
-    user::Mapping,
-};
+use mc_proxy_common::{splice::SLOT_WORDS, user::Mapping};
 
 /// The object that `cargo xtask build-ebpf` makes of `mc-proxy-ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../bpf/mc-proxy-splice.bpf.o");

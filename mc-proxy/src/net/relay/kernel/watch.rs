@@ -51,7 +51,10 @@ impl Watch {
                 return Ok(watch.clone());
             }
             let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-            #[expect(deprecated, reason = "its successor is unsafe for the sake of types that lie about their descriptor")]
+            #[expect(
+                deprecated,
+                reason = "its successor is unsafe for the sake of types that lie about their descriptor"
+            )]
             let made = Self(Arc::new(AsyncFd::with_interest(epoll, Interest::READABLE)?));
             tokio::task::spawn(read(Arc::downgrade(kernel), made.clone()));
             Ok(watch.insert(made).clone())
@@ -109,8 +112,7 @@ fn data(pair: u32, end: End) -> u64 {
 
 fn raise(kernel: &Kernel, data: u64, flags: EventFlags) {
     let is_backend = data & 1 == 1;
-    let (ended, failed) =
-        if is_backend { (BACKEND_ENDED, BACKEND_FAILED) } else { (CLIENT_ENDED, CLIENT_FAILED) };
+    let (ended, failed) = if is_backend { (BACKEND_ENDED, BACKEND_FAILED) } else { (CLIENT_ENDED, CLIENT_FAILED) };
     let mut events = 0;
     if flags.contains(EventFlags::RDHUP) {
         events |= ended;
