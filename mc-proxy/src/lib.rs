@@ -15,6 +15,7 @@ pub mod desired;
 pub mod exit;
 pub mod firewall;
 pub mod net;
+pub mod proxy_header;
 pub mod route;
 pub mod store;
 pub mod telemetry;
