@@ -11,6 +11,7 @@
 mod notify;
 
 use std::{
+    collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     io,
     path::Path,
@@ -111,6 +112,16 @@ impl Signals {
     }
 }
 
+/// The listeners' ports, and whether the kernel limits the rate of new connections to them. Behind PROXY protocol they are
+/// the proxy's, and user space limits its clients; so it does for other listeners on such a port.
+fn listener_ports(listeners: &[Listener], has_limit: bool) -> BTreeMap<u16, bool> {
+    let mut ports = BTreeMap::new();
+    for listener in listeners {
+        *ports.entry(listener.addr.socket().port()).or_insert(has_limit) &= listener.proxy.is_none();
+    }
+    ports
+}
+
 /// Everything that runs, from the moment that connections are accepted.
 struct Running {
     config: Config,
@@ -132,8 +143,7 @@ impl Running {
         let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
 
         let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
-        let is_limited = config.firewall.rate_limit.is_some();
-        let ports = desired.listeners.iter().map(|listener| (listener.addr.socket().port(), is_limited)).collect();
+        let ports = listener_ports(&desired.listeners, config.firewall.rate_limit.is_some());
         let parameters = xdp::Parameters { ports, rate: limit, seed: RandomState::new().hash_one(0) };
         let mut plane = xdp::open(&config.xdp, parameters).map_err(|error| plane_failure(&error))?;
         // What no rule but the rate limit drops is counted for number 0. The other groups of bans have theirs from the

@@ -42,10 +42,7 @@ fn check_prefixes(wire: &[u8], whole: &Progress) {
     let mut last = Progress::Incomplete(1);
     for len in (0..wire.len()).step_by(step) {
         let progress = parse(&wire[..len]);
-        assert!(
-            matches!(last, Progress::Incomplete(_)) || progress == last,
-            "{last:?} became {progress:?} at {len}"
-        );
+        assert!(matches!(last, Progress::Incomplete(_)) || progress == last, "{last:?} became {progress:?} at {len}");
         if let (Progress::Incomplete(missing), Progress::Complete { consumed, .. }) = (&progress, whole) {
             assert!(len + missing <= *consumed, "wants {missing} at {len} of {consumed}");
         }
@@ -79,14 +76,12 @@ fn check_v1(wire: &[u8], ours: &Progress) {
     let addrs = |endpoints: &Addresses| -> Option<[SocketAddr; 2]> {
         match endpoints {
             Addresses::Unknown => None,
-            Addresses::Tcp4(ip) => Some([
-                (ip.source_address, ip.source_port).into(),
-                (ip.destination_address, ip.destination_port).into(),
-            ]),
-            Addresses::Tcp6(ip) => Some([
-                (ip.source_address, ip.source_port).into(),
-                (ip.destination_address, ip.destination_port).into(),
-            ]),
+            Addresses::Tcp4(ip) => {
+                Some([(ip.source_address, ip.source_port).into(), (ip.destination_address, ip.destination_port).into()])
+            }
+            Addresses::Tcp6(ip) => {
+                Some([(ip.source_address, ip.source_port).into(), (ip.destination_address, ip.destination_port).into()])
+            }
         }
     };
     match (ours, Theirs::try_from(wire)) {

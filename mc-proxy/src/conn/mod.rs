@@ -1,5 +1,7 @@
 //! One connection, from accept to its one outcome. [`pipeline`] is the file to read.
 
+mod announce;
+mod identify;
 mod offences;
 mod outcome;
 mod pipeline;
@@ -19,7 +21,7 @@ use arc_swap::ArcSwap;
 use crate::{
     config::Proxy,
     control::Drops,
-    desired::{Listener, Protocol},
+    desired::{AcceptProxy, Listener, Protocol},
     firewall::Firewall,
     net::{
         addr::ListenAddr,
@@ -64,6 +66,8 @@ pub struct Listening {
     pub addr: ListenAddr,
     /// How a connection finds its route.
     pub protocol: Protocol,
+    /// Whether, and from whom, connections begin with a PROXY header.
+    pub proxy: Option<Arc<AcceptProxy>>,
     /// Replaced as a whole with every change.
     pub routes: ArcSwap<RouteTable>,
     max_connections: AtomicU64,
@@ -81,6 +85,7 @@ impl Listening {
         Self {
             addr: desired.addr.clone(),
             protocol: desired.protocol,
+            proxy: desired.proxy.clone().map(Arc::new),
             routes: ArcSwap::from_pointee(RouteTable::new(&desired.routes, desired.default.clone())),
             max_connections: desired.max_connections.into(),
             active: 0.into(),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::{
     firewall::OffenceKind,
     net::relay::Ended,
+    proxy_header::HeaderError,
     tls::{HelloError, ServerNameError},
 };
 
@@ -35,6 +36,12 @@ pub enum Outcome {
     BlockedCountry,
     /// One new connection of the client too many.
     RateLimited,
+    /// The listener believes only others' PROXY headers.
+    ProxyUntrusted,
+    /// The PROXY header was not complete in time.
+    ProxyTimeout,
+    /// What came is not a PROXY header.
+    Proxy(HeaderError),
     /// The ClientHello was not complete in time.
     HandshakeTimeout,
     /// The client went away before it was connected to a backend.
@@ -59,7 +66,7 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 52] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -77,6 +84,23 @@ impl Outcome {
         Self::Forced,
         Self::DialFailed,
         Self::DialTimeout,
+        Self::ProxyUntrusted,
+        Self::ProxyTimeout,
+        Self::Proxy(HeaderError::Missing),
+        Self::Proxy(HeaderError::V1Line),
+        Self::Proxy(HeaderError::V1TooLong),
+        Self::Proxy(HeaderError::V1Address),
+        Self::Proxy(HeaderError::V1Port),
+        Self::Proxy(HeaderError::V2Version),
+        Self::Proxy(HeaderError::V2Command),
+        Self::Proxy(HeaderError::V2Family),
+        Self::Proxy(HeaderError::V2TooShort),
+        Self::Proxy(HeaderError::V2TooLong),
+        Self::Proxy(HeaderError::TlvFraming),
+        Self::Proxy(HeaderError::TlvRepeated),
+        Self::Proxy(HeaderError::TlvTooMany),
+        Self::Proxy(HeaderError::TlvValue),
+        Self::Proxy(HeaderError::Checksum),
         Self::Hello(HelloError::NotTls),
         Self::Hello(HelloError::RecordVersion),
         Self::Hello(HelloError::UnexpectedRecord),
@@ -112,6 +136,9 @@ impl Outcome {
             Self::Banned => "banned",
             Self::BlockedCountry => "blocked_country",
             Self::RateLimited => "rate_limited",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::ProxyTimeout => "proxy_timeout",
+            Self::Proxy(error) => error.reason(),
             Self::HandshakeTimeout => "handshake_timeout",
             Self::ClientGone => "client_gone",
             Self::Hello(error) => error.reason(),
@@ -140,6 +167,10 @@ impl Outcome {
             | Self::Told
             | Self::Forced
             | Self::OverLimit
+            // See `identify`.
+            | Self::ProxyUntrusted
+            | Self::ProxyTimeout
+            | Self::Proxy(_)
             | Self::ClientGone
             | Self::DialFailed
             | Self::DialTimeout => None,

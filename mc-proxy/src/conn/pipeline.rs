@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept     worker         socket and PeerAddr; a place under the listener's limit
-//! identify   this file      PeerAddr -> ClientAddr
+//! identify   identify       PeerAddr -> ClientAddr, by the PROXY header where the listener wants one
 //! firewall   firewall       the client's address against the rules; the kernel has dropped what it knew
 //! greet      tls            the ClientHello is read whole, its bytes are kept
 //! route      route          listener and server name -> target
@@ -17,7 +17,7 @@ use std::{cell::Cell, future::poll_fn, os::fd::OwnedFd, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Local, Outcome, Permit, record::Record};
+use super::{Local, Outcome, Permit, announce, identify::identify, record::Record};
 use crate::{
     clock,
     config::Refuse,
@@ -35,7 +35,7 @@ use crate::{
 /// Takes an accepted connection to its end.
 pub async fn run(local: Arc<Local>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
     let mut client = Socket::new(fd);
-    let mut record = Record::new(local, permit, ClientAddr::from_peer(peer));
+    let mut record = Record::new(local, permit, peer);
     let outcome = serve(&mut client, &mut record).await;
     if outcome.is_orderly() {
         client.close();
@@ -46,11 +46,18 @@ pub async fn run(local: Arc<Local>, permit: Permit, fd: OwnedFd, peer: PeerAddr)
 }
 
 async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
+    let begun = match identify(client, record).await {
+        Ok(begun) => begun,
+        Err(outcome) => {
+            record.tell_drop(outcome);
+            return outcome;
+        }
+    };
     if let Err(outcome) = admit(record) {
         record.tell_drop(outcome);
         return outcome;
     }
-    let hello = match greet(client, record).await {
+    let hello = match greet(client, record, begun).await {
         Ok(hello) => hello,
         Err(outcome) => {
             record.report(outcome);
@@ -64,17 +71,27 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
         return refuse_name(client, record).await;
     };
     drop(routes);
+    // Not the client's: not counted as such.
+    let mut header_bytes = 0;
+    let first = match target.send_proxy {
+        None => hello,
+        Some(version) => {
+            let header = announce::header(version, client, record);
+            header_bytes = header.len();
+            [header, hello].concat()
+        }
+    };
     let reached = tokio::select! {
         biased;
-        reached = reach(&target, &hello, record) => reached,
+        reached = reach(&target, &first, record) => reached,
         _ = poll_fn(|cx| client.poll_failed(cx)) => Err(Outcome::ClientGone),
     };
     let mut backend = match reached {
         Ok(backend) => backend,
         Err(outcome) => return outcome,
     };
-    record.transferred.client = hello.len() as u64;
-    drop(hello);
+    record.transferred.client = (first.len() - header_bytes) as u64;
+    drop(first);
     let local = Arc::clone(record.local());
     let terms = relay::Terms {
         idle: local.edge.proxy.idle_timeout,
@@ -92,42 +109,42 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
 /// Asks the firewall.
 fn admit(record: &mut Record) -> Result<(), Outcome> {
     let port = record.permit().listener().addr.socket().port();
-    let judgement = record.edge().firewall.judge(record.client, port, clock::since_boot());
+    let firewall = &record.edge().firewall;
+    let judgement = match &record.permit().listener().proxy {
+        None => firewall.judge(record.client, port, clock::since_boot()),
+        // The proxy's own connections have been judged, and a rate is for clients.
+        Some(_) if record.client == ClientAddr::from_peer(record.peer) => return Ok(()),
+        Some(_) => firewall.judge_named(record.client, port, clock::since_boot()),
+    };
     record.group = judgement.group();
+    record.is_allowed = judgement == Judgement::Allowed;
+    let Some(outcome) = refusal(judgement) else { return Ok(()) };
+    record.report(outcome);
+    Err(outcome)
+}
+
+/// What a judgement means for a connection that it does not let in.
+pub(super) fn refusal(judgement: Judgement) -> Option<Outcome> {
     match judgement {
-        Judgement::Pass => Ok(()),
-        Judgement::Allowed => {
-            record.is_allowed = true;
-            Ok(())
-        }
-        Judgement::BlockedAddress(_) => Err(Outcome::BlockedAddress),
-        Judgement::BlockedPrefix(_) => Err(Outcome::BlockedPrefix),
-        Judgement::Banned(_) => Err(Outcome::Banned),
-        Judgement::BlockedCountry(_) => Err(Outcome::BlockedCountry),
-        Judgement::RateLimited => {
-            record.report(Outcome::RateLimited);
-            Err(Outcome::RateLimited)
-        }
+        Judgement::Pass | Judgement::Allowed => None,
+        Judgement::BlockedAddress(_) => Some(Outcome::BlockedAddress),
+        Judgement::BlockedPrefix(_) => Some(Outcome::BlockedPrefix),
+        Judgement::Banned(_) => Some(Outcome::Banned),
+        Judgement::BlockedCountry(_) => Some(Outcome::BlockedCountry),
+        Judgement::RateLimited => Some(Outcome::RateLimited),
     }
 }
 
-/// Reads the ClientHello; what was read comes back, and goes to the backend as it is.
-async fn greet(client: &mut Socket, record: &mut Record) -> Result<Vec<u8>, Outcome> {
+/// Reads the ClientHello, whose beginning may be there already; what was read comes back, and goes to the backend as it is.
+async fn greet(client: &mut Socket, record: &mut Record, begun: Vec<u8>) -> Result<Vec<u8>, Outcome> {
     match record.permit().listener().protocol {
         Protocol::Tls => {}
-        Protocol::Tcp => return Ok(Vec::new()),
+        Protocol::Tcp => return Ok(begun),
     }
     let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
     let mut reader = ClientHelloReader::new();
-    let mut bytes = Vec::new();
+    let mut bytes = begun;
     loop {
-        let Some(read) = receive(client, &mut bytes, deadline).await else {
-            return Err(Outcome::HandshakeTimeout);
-        };
-        match read {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return Err(Outcome::ClientGone),
-        }
         match reader.advance(&bytes) {
             Progress::Complete(hello) => {
                 record.server_name = hello.server_name;
@@ -136,6 +153,13 @@ async fn greet(client: &mut Socket, record: &mut Record) -> Result<Vec<u8>, Outc
             Progress::Invalid(error) => return Err(Outcome::Hello(error)),
             Progress::Incomplete => {}
         }
+        let Some(read) = receive(client, &mut bytes, deadline).await else {
+            return Err(Outcome::HandshakeTimeout);
+        };
+        match read {
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return Err(Outcome::ClientGone),
+        }
     }
 }
 
@@ -143,7 +167,11 @@ async fn greet(client: &mut Socket, record: &mut Record) -> Result<Vec<u8>, Outc
 const FIRST_READ: usize = 2048;
 
 /// Appends what can be read to `bytes`, which never gets longer than [`MAX_WIRE`] and a read. `None`: the deadline.
-async fn receive(client: &mut Socket, bytes: &mut Vec<u8>, deadline: Instant) -> Option<std::io::Result<usize>> {
+pub(super) async fn receive(
+    client: &mut Socket,
+    bytes: &mut Vec<u8>,
+    deadline: Instant,
+) -> Option<std::io::Result<usize>> {
     let known = bytes.len();
     // The reader refuses a hello before it gets longer than this.
     let room = known.clamp(FIRST_READ, 16 * 1024).min(MAX_WIRE + FIRST_READ - known.min(MAX_WIRE));

@@ -1,19 +1,20 @@
 //! The record of a connection: filled in stage by stage, written once.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
-use super::{Edge, Local, Outcome, Permit};
+use super::{Edge, Local, Outcome, Permit, announce};
 use crate::{
     control::{DropEvent, Plane},
     desired::Protocol,
     firewall::{Group, OffenceKind},
     net::{
-        addr::{BackendAddr, ClientAddr},
+        addr::{BackendAddr, ClientAddr, PeerAddr},
         dial::DialError,
         relay::Transferred,
     },
+    proxy_header::Tlvs,
     telemetry::limit::LineLimit,
     tls::ServerName,
 };
@@ -33,13 +34,23 @@ pub(super) struct Record {
     /// The number of the rule group that refused the client.
     pub(super) group: Option<u32>,
     pub(super) client: ClientAddr,
+    /// The other end of the socket.
+    pub(super) peer: PeerAddr,
+    /// Where the client connected to, if a PROXY header has told.
+    pub(super) destination: Option<SocketAddr>,
+    /// What else the PROXY header has told.
+    pub(super) told: Option<Box<Tlvs>>,
+    /// Made when it is first asked for, unless the PROXY header has brought it.
+    unique_id: Option<Box<[u8]>>,
+    /// Nobody is banned for what is done under this address.
+    pub(super) is_blameless: bool,
     pub(super) server_name: Option<ServerName>,
     pub(super) backend: Option<BackendAddr>,
     pub(super) transferred: Transferred,
 }
 
 impl Record {
-    pub(super) fn new(local: Arc<Local>, permit: Permit, client: ClientAddr) -> Self {
+    pub(super) fn new(local: Arc<Local>, permit: Permit, peer: PeerAddr) -> Self {
         Self {
             local,
             permit,
@@ -47,7 +58,12 @@ impl Record {
             is_finished: false,
             is_allowed: false,
             group: None,
-            client,
+            client: ClientAddr::from_peer(peer),
+            peer,
+            destination: None,
+            told: None,
+            unique_id: None,
+            is_blameless: false,
             server_name: None,
             backend: None,
             transferred: Transferred::default(),
@@ -68,6 +84,12 @@ impl Record {
 
     pub(super) fn started_at(&self) -> Instant {
         self.started_at
+    }
+
+    /// The connection's name in logs and PROXY headers: the one that a PROXY header has brought, or a new one.
+    pub(super) fn unique_id(&mut self) -> Box<[u8]> {
+        let told = self.told.as_ref().and_then(|told| told.unique_id.clone()).filter(|id| !id.is_empty());
+        self.unique_id.get_or_insert_with(|| told.unwrap_or_else(announce::unique_id)).clone()
     }
 
     /// Tells the operator that a backend is down, without a line for each of the clients who want it.
@@ -91,6 +113,7 @@ impl Record {
         let is_tls = self.permit.listener().protocol == Protocol::Tls;
         if let Some(kind) = outcome.offence()
             && !self.is_allowed
+            && !self.is_blameless
             && (is_tls || kind != OffenceKind::ServerName)
         {
             self.edge().offences.report(self.client.ip(), kind);
@@ -127,11 +150,20 @@ impl Record {
     fn write(&mut self, outcome: Outcome) {
         self.is_finished = true;
         let Transferred { client, backend } = self.transferred;
+        let peer = (self.client != ClientAddr::from_peer(self.peer)).then_some(self.peer);
+        let told = self.told.as_deref();
+        let id = self.unique_id.as_deref().or_else(|| told.and_then(|told| told.unique_id.as_deref()));
+        let ssl = told.and_then(|told| told.ssl.as_deref());
         self.edge().counters.count(outcome, client, backend);
         macro_rules! log {
             ($level:ident, $message:literal) => {
                 tracing::$level!(
                     client = %self.client,
+                    peer = peer.map(tracing::field::display),
+                    id = id.map(|id| tracing::field::display(id.escape_ascii())),
+                    authority = told.and_then(|told| told.authority.as_ref()).map(|name| tracing::field::display(name.escape_debug())),
+                    tls = ssl.and_then(|ssl| ssl.version.as_ref()).map(|version| tracing::field::display(version.escape_debug())),
+                    cn = ssl.filter(|ssl| ssl.is_verified()).and_then(|ssl| ssl.common_name.as_ref()).map(|name| tracing::field::display(name.escape_ascii())),
                     listener = %self.permit.listener().addr,
                     sni = self.server_name.as_ref().map(tracing::field::display),
                     backend = self.backend.as_ref().map(tracing::field::display),

@@ -107,6 +107,13 @@ pub(super) fn has_backend(backends: &BTreeSet<IpAddr>, net: &IpNet) -> bool {
     backends.range(net.network()..=net.broadcast()).next().is_some()
 }
 
+/// Whether one of the proxies whose PROXY headers a listener believes may lie within `net`: a ban would cut off all that
+/// come through it, for what a client did that reached another listener without a header.
+pub(super) fn has_proxy(listeners: &[Listener], net: &IpNet) -> bool {
+    let mut trusted = listeners.iter().filter_map(|listener| listener.proxy.as_ref()).flat_map(|proxy| &proxy.trusted);
+    trusted.any(|proxies| proxies.contains(net) || net.contains(proxies))
+}
+
 /// The log line of a ban that is in force.
 pub(super) fn log_ban(ban: &Ban) {
     if let Some(suppressed) = BANS.admit(Instant::now()) {

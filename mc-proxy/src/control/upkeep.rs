@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::{
     ControlError,
-    bans::{backend_addresses, has_backend, log_ban},
+    bans::{backend_addresses, has_backend, has_proxy, log_ban},
     rules::moment,
     thread::{Owned, Thread},
 };
@@ -174,7 +174,7 @@ impl Thread {
                     rule.key.action == Action::Allow && holds && !matches!(rule.key.scope, RuleScope::Listener(_))
                 })
             };
-            bans.drain(moment().boot, |net| has_backend(&backends, net) || is_allowed(net))
+            bans.drain(moment().boot, |net| has_backend(&backends, net) || has_proxy(listeners, net) || is_allowed(net))
         };
         if !found.is_empty() {
             self.put_bans(&found);

@@ -22,7 +22,7 @@ use super::{
     Group, RateLimiter,
     tables::{Reading, Sizes, TableMemory},
 };
-use crate::net::addr::ClientAddr;
+use crate::net::addr::{ClientAddr, PeerAddr};
 
 /// The rules in force and the rate limit, as connections see them. Asking takes no lock.
 #[derive(Debug)]
@@ -91,18 +91,37 @@ impl Firewall {
     /// Judges a connection of `client` to a listener's `port` by the verdict that the kernel uses, at `now` of the
     /// boot-time clock. A client that a rule lets in or refuses spends nothing of its rate.
     pub fn judge(&self, client: ClientAddr, port: u16, now: u64) -> Judgement {
+        self.limited(self.judge_by_rules(client.ip(), port, now), || self.limiter.admit(client.ip(), now))
+    }
+
+    /// The same for a client that a PROXY header names, of whom the kernel has seen nothing.
+    pub fn judge_named(&self, client: ClientAddr, port: u16, now: u64) -> Judgement {
+        self.limited(self.judge_by_rules(client.ip(), port, now), || self.limiter.admit_named(client.ip(), now))
+    }
+
+    /// Judges a peer on a listener behind PROXY protocol: by the rules alone, as the kernel does, since its connections
+    /// are those of many clients.
+    pub fn judge_peer(&self, peer: PeerAddr, port: u16, now: u64) -> Judgement {
+        self.judge_by_rules(peer.ip(), port, now)
+    }
+
+    fn limited(&self, judgement: Judgement, admit: impl FnOnce() -> bool) -> Judgement {
+        if judgement == Judgement::Pass && !admit() {
+            // As in the kernel: a drop of no rule's is number 0's.
+            self.groups.count_dropped(0);
+            return Judgement::RateLimited;
+        }
+        judgement
+    }
+
+    fn judge_by_rules(&self, source: std::net::IpAddr, port: u16, now: u64) -> Judgement {
         let verdict = {
             let tables = self.tables.load();
             let reading = tables.reading();
-            judge_connection(&Asked { tables: reading, groups: Some(&self.groups), now }, client.ip().into(), port)
+            judge_connection(&Asked { tables: reading, groups: Some(&self.groups), now }, source.into(), port)
         };
         let judgement = Judgement::from(verdict);
         match judgement {
-            Judgement::Pass if !self.limiter.admit(client.ip(), now) => {
-                // As in the kernel: a drop of no rule's is number 0's.
-                self.groups.count_dropped(0);
-                return Judgement::RateLimited;
-            }
             Judgement::BlockedAddress(group)
             | Judgement::BlockedPrefix(group)
             | Judgement::Banned(group)

@@ -67,11 +67,20 @@ impl RateLimiter {
 
     /// Spends one connection of `source` at `now`, in nanoseconds of the boot-time clock; `false` if it is one too many.
     pub fn admit(&self, source: IpAddr, now: u64) -> bool {
+        self.spend(source, now, self.is_second.load(Relaxed))
+    }
+
+    /// The same for a source whose packets the kernel does not see: one that a PROXY header names.
+    pub fn admit_named(&self, source: IpAddr, now: u64) -> bool {
+        self.spend(source, now, false)
+    }
+
+    fn spend(&self, source: IpAddr, now: u64, is_second: bool) -> bool {
         let key = self.limit.key(source.into());
         let mask = self.lines.len().wrapping_sub(1);
         let Some(CacheLine(line)) = self.lines.get(home(key, self.seed) as usize & mask) else { return true };
         let mut limit = self.limit;
-        if self.is_second.load(Relaxed) {
+        if is_second {
             limit.window = limit.window.saturating_add(HANDSHAKE_JITTER);
         }
         match spend(&limit, line, key, now) {

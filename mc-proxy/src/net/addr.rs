@@ -72,6 +72,16 @@ impl ClientAddr {
         Self(peer.0)
     }
 
+    /// Whom the PROXY header of a trusted peer names.
+    pub fn from_header(source: SocketAddr) -> Self {
+        Self(SocketAddr::new(source.ip().to_canonical(), source.port()))
+    }
+
+    /// Address and port.
+    pub fn socket(self) -> SocketAddr {
+        self.0
+    }
+
     /// The address without the port.
     pub fn ip(self) -> IpAddr {
         self.0.ip()

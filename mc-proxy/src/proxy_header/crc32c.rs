@@ -40,7 +40,8 @@ mod tests {
         let ascending: [u8; 32] = std::array::from_fn(|n| n as u8);
         let descending: [u8; 32] = std::array::from_fn(|n| 31 - n as u8);
         let mut iscsi_read = [0; 48];
-        for (at, byte) in [(0, 0x01), (1, 0xc0), (16, 0x14), (22, 0x04), (27, 0x14), (31, 0x18), (32, 0x28), (40, 0x02)] {
+        for (at, byte) in [(0, 0x01), (1, 0xc0), (16, 0x14), (22, 0x04), (27, 0x14), (31, 0x18), (32, 0x28), (40, 0x02)]
+        {
             iscsi_read[at] = byte;
         }
         for (bytes, crc) in [

@@ -152,7 +152,8 @@ impl Header {
     /// A header on behalf of a TCP connection. IPv4-mapped addresses are folded; if the families then differ, the IPv4 one
     /// is mapped, as HAProxy does, so that both can be told.
     pub fn forwarded(source: SocketAddr, destination: SocketAddr) -> Self {
-        let [source, destination] = [source, destination].map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()));
+        let [source, destination] =
+            [source, destination].map(|addr| SocketAddr::new(addr.ip().to_canonical(), addr.port()));
         let (source, destination) = match (source, destination) {
             (SocketAddr::V4(v4), SocketAddr::V6(_)) => {
                 (SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()), destination)

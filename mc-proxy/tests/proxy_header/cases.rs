@@ -9,7 +9,7 @@ use crate::{
     wire::{INET, LOCAL, PROXY, SIGNATURE, v2, v2_with_len},
 };
 
-pub fn outcome(wire: &[u8]) -> Result<(Header, usize), HeaderError> {
+pub(crate) fn outcome(wire: &[u8]) -> Result<(Header, usize), HeaderError> {
     match check(wire) {
         Progress::Complete { header, consumed } => Ok((header, consumed)),
         Progress::Invalid(error) => Err(error),
@@ -145,7 +145,10 @@ fn v2_without_addresses() {
         assert_eq!(endpoints(&v2(PROXY, 0, block)), Ok(Endpoints::Unknown));
         for family in [0, 0x11, 0x21, 0x31, 0x10, 0x41, 0xff] {
             let wire = v2(LOCAL, family, block);
-            assert_eq!(outcome(&wire).unwrap(), (Header { endpoints: Endpoints::Local, tlvs: Tlvs::default() }, wire.len()));
+            assert_eq!(
+                outcome(&wire).unwrap(),
+                (Header { endpoints: Endpoints::Local, tlvs: Tlvs::default() }, wire.len())
+            );
         }
     }
 }

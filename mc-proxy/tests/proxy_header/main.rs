@@ -1,7 +1,7 @@
 //! The PROXY header reader and writer: cases, properties, and the corpus of the fuzz target.
 
 #[path = "../../fuzz/src/proxy_header_check.rs"]
-mod check;
+pub mod check;
 
 mod cases;
 mod crates;

@@ -1,0 +1,55 @@
+//! What the backend is told of the client before the client's first byte: the PROXY header of routes that send one.
+
+use std::net::SocketAddr;
+
+use rustix::{
+    net::{SocketAddrAny, getsockname},
+    rand::{GetRandomFlags, getrandom},
+};
+
+use super::record::Record;
+use crate::{
+    desired::ProxyVersion,
+    net::socket::Socket,
+    proxy_header::{Header, Tlvs, write_v1, write_v2},
+};
+
+/// The header for a connection.
+pub(super) fn header(version: ProxyVersion, client: &Socket, record: &mut Record) -> Vec<u8> {
+    let source = record.client.socket();
+    // Of a TCP socket that was accepted there is always a name; were there none, the listener's would be the next best.
+    let listener = record.permit().listener().addr.socket();
+    let destination = record.destination.or_else(|| local(client)).unwrap_or(listener);
+    let header = Header::forwarded(source, destination);
+    match version {
+        ProxyVersion::V1 => write_v1(&header.endpoints),
+        ProxyVersion::V2 => {
+            let told = record.told.as_deref();
+            let authority = match &record.server_name {
+                Some(name) => Some(name.as_str().into()),
+                None => told.and_then(|told| told.authority.clone()),
+            };
+            let alpn = told.and_then(|told| told.alpn.clone());
+            let tlvs = Tlvs { alpn, authority, unique_id: Some(record.unique_id()), ..Tlvs::default() };
+            // Too long it can only be for what a sender told; the addresses always fit.
+            write_v2(&Header { tlvs, ..header.clone() })
+                .or_else(|_| write_v2(&header))
+                .expect("addresses alone are short")
+        }
+    }
+}
+
+/// A name for a connection that no other has: 128 random bits in hexadecimal.
+pub(super) fn unique_id() -> Box<[u8]> {
+    let mut random = [0; 16];
+    // Only a kernel that is still starting has none; the name is then not unique, and nothing depends on it.
+    if let Err(error) = getrandom(&mut random, GetRandomFlags::NONBLOCK) {
+        tracing::debug!(%error, "no random bytes for a connection's id");
+    }
+    format!("{:032x}", u128::from_be_bytes(random)).into_bytes().into()
+}
+
+fn local(socket: &Socket) -> Option<SocketAddr> {
+    let name: SocketAddrAny = getsockname(socket).ok()?;
+    SocketAddr::try_from(name).ok()
+}
