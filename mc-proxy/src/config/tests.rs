@@ -303,11 +303,9 @@ fn features_of_later_versions_are_refused() {
     let route = format!("{listener}[[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\n");
     let default = format!("{listener}[listeners.default]\nbackend = \"a:1\"\n");
     for (text, what) in [
-        (format!("{listener}proxy_protocol = true"), "5:18: listeners.proxy_protocol = true"),
         (format!("{listener}protocol = \"http-redirect\""), "5:12: listeners.protocol = \"http-redirect\""),
         (format!("{route}mode = \"l7\""), "8:8: listeners.routes.mode = \"l7\""),
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
-        (format!("{route}send_proxy_protocol = true"), "8:23: listeners.routes.send_proxy_protocol = true"),
         (format!("{route}transparent = true"), "8:15: listeners.routes.transparent = true"),
         (format!("{listener}max_connections_per_source = 5"), "5:30: listeners.max_connections_per_source = 5"),
         (format!("{route}alpn = [\"h2\", \"http/1.1\"]"), "8:8: listeners.routes.alpn = [h2, http/1.1]"),

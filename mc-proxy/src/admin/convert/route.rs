@@ -61,9 +61,6 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
     };
     refuse_unavailable("listeners.routes.mode", "route.mode", mode.as_str())?;
     let send_proxy = send_proxy(route.send_proxy_protocol, &route.proxy_protocol_version)?;
-    if route.send_proxy_protocol {
-        refuse_unavailable("listeners.routes.send_proxy_protocol", "route.send_proxy_protocol", "true")?;
-    }
     if route.transparent {
         refuse_unavailable("listeners.routes.transparent", "route.transparent", "true")?;
         if let Some(unix) = backends.iter().find(|backend| matches!(backend, BackendAddr::Unix(_))) {
@@ -274,10 +271,6 @@ mod tests {
             (
                 v1::Route { mode: "l7".into(), ..message("a.b", "a:1") },
                 "route.mode: \"l7\" is not available in mc-proxy",
-            ),
-            (
-                v1::Route { send_proxy_protocol: true, ..message("a.b", "a:1") },
-                "route.send_proxy_protocol: true is not available in mc-proxy",
             ),
             (
                 v1::Route { transparent: true, ..message("a.b", "a:1") },
