@@ -10,7 +10,8 @@ use clap::{Parser, Subcommand};
 use crate::{
     check,
     config::{self, Config},
-    ctl, daemon,
+    ctl,
+    daemon::{self, Start},
     exit::Exit,
     store, telemetry,
 };
@@ -31,7 +32,14 @@ const AFTER_HELP: &str = "Exit codes: 0 done, 1 failed, 2 usage, 69 the daemon c
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the daemon in the foreground.
-    Server(ConfigFile),
+    Server {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Take the place of the daemon that runs on the same database, without refusing a connection: it passes its
+        /// listening sockets on, and ends when its connections have. Not for a daemon that a service manager runs.
+        #[arg(long)]
+        takeover: bool,
+    },
     /// Shows what a running daemon does.
     Status {
         #[command(flatten)]
@@ -68,7 +76,9 @@ struct Failure {
 /// Runs the command and says on stderr why it failed, if it did.
 pub fn run(args: Args) -> Exit {
     let result = match args.command {
-        Command::Server(file) => server(&file.config),
+        Command::Server { file, takeover } => {
+            server(&file.config, if takeover { Start::Takeover } else { Start::Fresh })
+        }
         Command::Status { file, json } => status(&file.config, json),
         Command::Snapshot { file, output } => snapshot(&file.config, output.as_deref()),
         Command::Check(file) => check(&file.config),
@@ -98,8 +108,8 @@ fn load(file: &Path) -> Result<Config, Failure> {
     Ok(loaded.config)
 }
 
-fn server(file: &Path) -> Result<Exit, Failure> {
-    daemon::run(file)
+fn server(file: &Path, start: Start) -> Result<Exit, Failure> {
+    daemon::run(file, start)
         .map(|()| Exit::Success)
         .map_err(|failure| Failure { exit: failure.exit, message: failure.to_string() })
 }
@@ -142,6 +152,7 @@ mod tests {
     fn the_command_lines_of_the_runbook() {
         for line in [
             "mc-proxy server -c /srv/mc-proxy/mc-proxy.toml",
+            "mc-proxy server -c /srv/mc-proxy/mc-proxy.toml --takeover",
             "mc-proxy status -c /srv/mc-proxy/mc-proxy.toml",
             "mc-proxy status --config mc-proxy.toml --json",
             "mc-proxy snapshot -c /srv/mc-proxy/mc-proxy.toml",

@@ -8,25 +8,30 @@
 //!   -> control thread -> workers -> admin API -> READY=1 -> signals -> drain -> kernel plane kept or detached
 //! ```
 
+mod drain;
+mod inherited;
 mod notify;
+mod takeover;
 
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     io,
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use mc_proxy_common::rate::RateLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::sleep,
-};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use self::notify::Notifier;
+use self::{
+    drain::{Tally, drain},
+    inherited::Inherited,
+    notify::{Named, Notifier},
+    takeover::{Doorbell, Successor},
+};
 use crate::{
     admin::{self, AdminSocket},
     config::{self, Config, Grpc, Loaded, OnExit},
@@ -37,6 +42,7 @@ use crate::{
     firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
     net::{
         listener::{self, Bound},
+        memory::Budget,
         relay::{Drain, Kernel, Splice, Splicing},
         resolve::Resolver,
     },
@@ -62,11 +68,20 @@ pub struct Failure {
     message: String,
 }
 
+/// How the daemon comes by its listening sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// From the service manager, and else it binds them.
+    Fresh,
+    /// From a daemon that runs on the same database, whose place it takes. Without one, as [`Self::Fresh`].
+    Takeover,
+}
+
 /// Runs the daemon until it is told to stop.
 ///
 /// # Errors
 /// When it could not start. What the kernel plane had in force before, or has taken over since, stays in force.
-pub fn run(config_path: &Path) -> Result<(), Failure> {
+pub fn run(config_path: &Path, start: Start) -> Result<(), Failure> {
     let Loaded { config, warnings } =
         config::load(config_path, std::env::vars_os()).map_err(|errors| Failure::new(Exit::Config, errors))?;
     // Lines are written by a thread of their own: a log that nobody reads must not hold up connections.
@@ -84,7 +99,15 @@ pub fn run(config_path: &Path) -> Result<(), Failure> {
         let _entered = runtime.enter();
         Signals::new().map_err(|error| Failure::because(Exit::Failure, "waiting for signals", &error))?
     };
-    let running = Running::start(config)?;
+    let mut inherited = Inherited::from_env();
+    if start == Start::Takeover {
+        inherited = takeover::ask(&config.database)
+            .map_err(|error| Failure::because(Exit::Failure, "taking over from the daemon that runs", &error))?;
+    }
+    let running = {
+        let _entered = runtime.enter();
+        Running::start(config, inherited)?
+    };
     runtime.block_on(running.serve(signals))
 }
 
@@ -131,15 +154,30 @@ struct Running {
     shutdown: Shutdown,
     admin: Option<AdminSocket>,
     edge: Arc<Edge>,
+    listening: Vec<Arc<Listening>>,
     events: Option<Events>,
+    sockets: Vec<Named>,
+    /// What the service manager is to keep no longer.
+    forgotten: Vec<String>,
+    doorbell: Option<Doorbell>,
+}
+
+/// Why the daemon ends.
+enum Ending {
+    Signal,
+    Takeover(Successor),
 }
 
 impl Running {
-    fn start(config: Config) -> Result<Self, Failure> {
+    fn start(config: Config, mut inherited: Inherited) -> Result<Self, Failure> {
         let Opened { mut store, desired, is_empty } = open_store(&config)?;
         let geoip = open_geoip(&config, &desired.rules)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let bound = bind(&desired.listeners, &config.seed.listeners, workers)?;
+        let bound = bind(&desired.listeners, &config.seed.listeners, workers, &mut inherited)?;
+        let sockets = duplicate(&desired.listeners, &bound)
+            .map_err(|error| Failure::because(Exit::Failure, "duplicating the listening sockets", &error))?;
+        let forgotten = inherited.close();
+        let doorbell = bind_doorbell(&config.database);
         let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
 
         let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
@@ -183,6 +221,7 @@ impl Running {
             drops: drops.clone(),
             proxy: config.proxy,
             splicing: splicing(config.proxy.splice),
+            memory: Budget::new(config.proxy.memory_limit),
         });
         let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
         let events = plane.events();
@@ -202,10 +241,27 @@ impl Running {
             .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
 
         let quiet = config.proxy.shutdown_timeout / QUIET_SHARE;
-        let shutdown = Shutdown { drain: Drain::new(CancellationToken::new(), quiet), force: CancellationToken::new() };
-        let workers = start_workers(&edge, &listening, bound, &shutdown)
+        let shutdown = Shutdown {
+            drain: Drain::new(CancellationToken::new(), quiet),
+            force: CancellationToken::new(),
+            leaves_queues: Arc::default(),
+        };
+        let workers = start_workers(workers, &edge, &listening, bound, &shutdown)
             .map_err(|error| Failure::because(Exit::Failure, "starting the workers", &error))?;
-        Ok(Self { config, control, control_thread, workers, shutdown, admin, edge, events })
+        Ok(Self {
+            config,
+            control,
+            control_thread,
+            workers,
+            shutdown,
+            admin,
+            edge,
+            listening,
+            events,
+            sockets,
+            forgotten,
+            doorbell,
+        })
     }
 
     async fn serve(self, mut signals: Signals) -> Result<(), Failure> {
@@ -230,26 +286,62 @@ impl Running {
             }
         }
         let mut notifier = Notifier::from_env();
+        for name in &self.forgotten {
+            notifier.forget(name);
+        }
+        self.shutdown.leaves_queues.store(notifier.store(&self.sockets), Relaxed);
         notifier.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = self.workers.len(), "mc-proxy is ready");
 
-        loop {
+        let ending = loop {
             tokio::select! {
-                _ = signals.terminate.recv() => break,
-                _ = signals.interrupt.recv() => break,
+                _ = signals.terminate.recv() => break Ending::Signal,
+                _ = signals.interrupt.recv() => break Ending::Signal,
+                successor = rung(self.doorbell.as_ref()) => match successor.pass(&self.sockets) {
+                    Ok(()) => break Ending::Takeover(successor),
+                    Err(error) => tracing::error!(%error, "a successor has gone before it had the listening sockets"),
+                },
                 _ = signals.hangup.recv() => reload(&self.control, &mut notifier).await,
                 () = notifier.watch(&self.workers, &self.control_thread) => {}
             }
+        };
+        let patience = self.config.proxy.shutdown_timeout;
+        tracing::info!(timeout = ?patience, "shutting down, draining connections");
+        notifier.stopping(patience);
+        if let Some(doorbell) = self.doorbell {
+            doorbell.remove();
         }
-        tracing::info!(timeout = ?self.config.proxy.shutdown_timeout, "shutting down, draining connections");
-        notifier.stopping(self.config.proxy.shutdown_timeout);
-        drain(self.workers, &self.shutdown, self.config.proxy.shutdown_timeout, &mut signals).await;
-        admin_stop.cancel();
-        if let Some(admin) = admin {
-            drop(admin.await);
-        }
-        let stopped = self.control.stop().await;
-        drop(self.control_thread.join());
+        // What is not kept by somebody else is to be closed when the workers close theirs.
+        drop(self.sockets);
+        let tally = Tally::begin(&self.edge, &self.listening);
+        let (workers, shutdown) = (self.workers, &self.shutdown);
+        let (control, control_thread) = (self.control, self.control_thread);
+        let stop_control = async move {
+            admin_stop.cancel();
+            if let Some(admin) = admin {
+                drop(admin.await);
+            }
+            let stopped = control.stop().await;
+            drop(control_thread.join());
+            stopped
+        };
+        let stopped = match ending {
+            Ending::Signal => {
+                drain(workers, shutdown, patience, tally, &mut signals).await;
+                stop_control.await
+            }
+            Ending::Takeover(successor) => {
+                tracing::info!("another daemon takes over");
+                shutdown.leaves_queues.store(true, Relaxed);
+                shutdown.drain.begin();
+                let stopped = stop_control.await;
+                if let Err(error) = successor.release() {
+                    tracing::error!(%error, "the successor has gone, and nobody accepts connections");
+                }
+                drain(workers, shutdown, patience, tally, &mut signals).await;
+                stopped
+            }
+        };
         match self.config.xdp.on_exit {
             OnExit::Keep => tracing::info!("mc-proxy has stopped; what the kernel drops, it goes on dropping"),
             OnExit::Detach => tracing::info!("mc-proxy has stopped"),
@@ -342,10 +434,46 @@ fn splicing(mode: Splice) -> Splicing {
     Splicing::new(mode, kernel)
 }
 
-/// Sockets for every listener: a vector of `workers` of them each.
-fn bind(listeners: &[Listener], in_file: &[Listener], workers: usize) -> Result<Vec<Vec<Bound>>, Failure> {
+/// Waits for a successor.
+async fn rung(doorbell: Option<&Doorbell>) -> Successor {
+    match doorbell {
+        Some(doorbell) => doorbell.rung().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn bind_doorbell(database: &Path) -> Option<Doorbell> {
+    let path = takeover::path(database);
+    match Doorbell::bind(path.clone()) {
+        Ok(doorbell) => Some(doorbell),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "no other daemon can take over from this one");
+            None
+        }
+    }
+}
+
+/// Every listening socket once more, to be kept for the next daemon.
+fn duplicate(listeners: &[Listener], bound: &[Vec<Bound>]) -> io::Result<Vec<Named>> {
+    let each =
+        listeners.iter().zip(bound).flat_map(|(listener, sockets)| sockets.iter().map(move |bound| (listener, bound)));
+    each.map(|(listener, bound)| Ok(Named { name: inherited::name(&listener.addr), fd: bound.duplicate()? })).collect()
+}
+
+/// Sockets for every listener: a vector of `workers` of them each, or of more that were inherited.
+fn bind(
+    listeners: &[Listener],
+    in_file: &[Listener],
+    workers: usize,
+    inherited: &mut Inherited,
+) -> Result<Vec<Vec<Bound>>, Failure> {
     let bind_one = |listener: &Listener| {
-        listener::bind(&listener.addr, workers).map_err(|error| {
+        let inherited = inherited.take(&listener.addr);
+        if !inherited.is_empty() {
+            let (listener, sockets) = (&listener.addr, inherited.len());
+            tracing::info!(%listener, sockets, "listening sockets were inherited");
+        }
+        listener::bind(&listener.addr, workers, inherited).map_err(|error| {
             let port = listener.addr.socket().port();
             let (exit, remedy) = if error.kind() == io::ErrorKind::AddrInUse {
                 (Exit::Failure, format!("address already in use; `ss -tlnp | grep ':{port}'` shows by whom"))
@@ -371,18 +499,18 @@ fn bind_admin(grpc: &Grpc) -> Result<AdminSocket, Failure> {
     AdminSocket::bind(grpc).map_err(|error| Failure::because(Exit::Failure, "the admin API", &error))
 }
 
-/// Gives each worker one socket of every listener.
+/// Gives each worker one socket of every listener, and of those that have more than there are workers, its share.
 fn start_workers(
+    workers: usize,
     edge: &Arc<Edge>,
     listening: &[Arc<Listening>],
     bound: Vec<Vec<Bound>>,
     shutdown: &Shutdown,
 ) -> io::Result<Vec<Worker>> {
-    let mut shares: Vec<Vec<(Arc<Listening>, Bound)>> = Vec::new();
+    let mut shares: Vec<Vec<(Arc<Listening>, Bound)>> = std::iter::repeat_with(Vec::new).take(workers).collect();
     for (listening, sockets) in listening.iter().zip(bound) {
-        shares.resize_with(sockets.len().max(shares.len()), Vec::new);
-        for (share, socket) in shares.iter_mut().zip(sockets) {
-            share.push((Arc::clone(listening), socket));
+        for (index, socket) in sockets.into_iter().enumerate() {
+            shares[index % workers].push((Arc::clone(listening), socket));
         }
     }
     shares
@@ -401,29 +529,6 @@ async fn reload(control: &Control, notifier: &mut Notifier) {
         Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old GeoIP database stays"),
     }
     notifier.ready();
-}
-
-/// Lets connections end by themselves, for so long; a second signal ends the patience.
-async fn drain(workers: Vec<Worker>, shutdown: &Shutdown, patience: std::time::Duration, signals: &mut Signals) {
-    shutdown.drain.begin();
-    let ended = tokio::task::spawn_blocking(move || workers.into_iter().filter_map(|w| w.join().err()).count());
-    tokio::pin!(ended);
-    let forced = tokio::select! {
-        panicked = &mut ended => { report(panicked); return; }
-        () = sleep(patience) => "shutdown timeout exceeded, forcing close",
-        () = signals.stop() => "second signal, forcing close",
-    };
-    tracing::warn!("{forced}");
-    shutdown.force.cancel();
-    report(ended.await);
-}
-
-fn report(panicked: Result<usize, tokio::task::JoinError>) {
-    match panicked {
-        Ok(0) => {}
-        Ok(workers) => tracing::error!(workers, "workers have panicked"),
-        Err(error) => tracing::error!(%error, "the workers could not be waited for"),
-    }
 }
 
 /// Two descriptors a connection, and two more for each direction that is spliced: the default soft limit of 1,024 is for

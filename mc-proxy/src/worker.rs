@@ -7,7 +7,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::Duration,
@@ -21,6 +21,7 @@ use crate::{
     net::{
         addr::PeerAddr,
         listener::{BACKLOG, Bound, Listener},
+        memory::Anonymous,
         relay::Drain,
         socket::Socket,
     },
@@ -54,6 +55,8 @@ pub struct Shutdown {
     pub drain: Drain,
     /// Cut the connections that are left.
     pub force: CancellationToken,
+    /// Whether the listening sockets live on elsewhere, and what waits in their queues is for whoever has them next.
+    pub leaves_queues: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -105,9 +108,16 @@ impl Worker {
 
 async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdown: Shutdown, beats: Arc<AtomicU64>) {
     let connections = TaskTracker::new();
+    edge.memory.open_account();
     let local = Arc::new(Local { edge, drain: shutdown.drain.child() });
     for (listening, listener) in listeners {
-        let acceptor = Acceptor { local: Arc::clone(&local), listening, listener, connections: connections.clone() };
+        let acceptor = Acceptor {
+            local: Arc::clone(&local),
+            listening,
+            listener,
+            connections: connections.clone(),
+            leaves_queues: Arc::clone(&shutdown.leaves_queues),
+        };
         connections.spawn(acceptor.run());
     }
     connections.close();
@@ -131,6 +141,7 @@ struct Acceptor {
     listening: Arc<Listening>,
     listener: Listener,
     connections: TaskTracker,
+    leaves_queues: Arc<AtomicBool>,
 }
 
 impl Acceptor {
@@ -149,9 +160,17 @@ impl Acceptor {
                         let listener = &self.listening.addr;
                         tracing::warn!(%listener, %error, suppressed, "a connection could not be accepted");
                     }
-                    sleep(ACCEPT_PAUSE).await;
+                    self.local.edge.counters.count_accept_failure();
+                    // What waits in the queue is looked at again after it, whether anything new has come or not.
+                    tokio::select! {
+                        () = &mut drained => break,
+                        () = sleep(ACCEPT_PAUSE) => {}
+                    }
                 }
             }
+        }
+        if self.leaves_queues.load(Relaxed) {
+            return;
         }
         // Connections that the kernel has already made are ours; closing the socket would reset them. There are no more
         // of them than its queue holds, however fast others come.
@@ -162,14 +181,17 @@ impl Acceptor {
     }
 
     fn serve(&self, fd: std::os::fd::OwnedFd, peer: PeerAddr) {
-        match self.listening.admit() {
-            Some(permit) => {
-                self.connections.spawn(conn::run(Arc::clone(&self.local), permit, fd, peer));
-            }
-            None => {
-                drop(Socket::new(fd));
-                self.local.edge.counters.count(Outcome::OverLimit, 0, 0);
-            }
-        }
+        let outcome = match self.listening.admit() {
+            Some(permit) => match Anonymous::admit() {
+                Some(place) => {
+                    self.connections.spawn(conn::run(Arc::clone(&self.local), permit, place, fd, peer));
+                    return;
+                }
+                None => Outcome::OverMemory,
+            },
+            None => Outcome::OverLimit,
+        };
+        drop(Socket::new(fd));
+        self.local.edge.counters.count(outcome, 0, 0);
     }
 }

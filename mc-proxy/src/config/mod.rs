@@ -180,7 +180,7 @@ pub struct Proxy {
     pub transparent_mark: u32,
     /// Number of the routing table for what has that mark; above 0, and none of the kernel's own.
     pub transparent_table: u32,
-    /// Bytes that connections may hold in user space and in socket buffers together; 0 = unlimited.
+    /// Bytes that connections may hold in user space and in pipes, all together; 0 = unlimited.
     pub memory_limit: u64,
 }
 

@@ -13,12 +13,10 @@ pub(super) struct Unavailable {
 
 /// What is said here of a route holds for the admin API too.
 pub(super) const UNAVAILABLE: &[Unavailable] = &[
-    Unavailable { key: "listeners.max_connections_per_source", is_on: |v| v != "0", remedy: "remove it or write 0" },
     Unavailable { key: "listeners.protocol", is_on: |v| v == "http-redirect", remedy: "remove the listener" },
     Unavailable { key: "listeners.routes.alpn", is_on: |v| !v.is_empty(), remedy: "remove it" },
     Unavailable { key: "listeners.routes.mode", is_on: |v| v == "l7", remedy: "remove it or write \"l4\"" },
     Unavailable { key: "listeners.routes.transparent", is_on: is_true, remedy: "remove it" },
-    Unavailable { key: "proxy.memory_limit", is_on: |v| v != "0", remedy: "remove it or write 0" },
     Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
     Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
     Unavailable { key: "log.format", is_on: |v| v == "journald", remedy: "remove it or write \"text\"" },

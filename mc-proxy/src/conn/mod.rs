@@ -6,18 +6,23 @@ mod offences;
 mod outcome;
 mod pipeline;
 mod record;
+mod sources;
 
 pub use offences::{Offence, Offences};
 pub use outcome::{Counters, Outcome};
 pub use pipeline::run;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use arc_swap::ArcSwap;
 
+use self::sources::{Source, Sources};
 use crate::{
     config::Proxy,
     control::Drops,
@@ -25,6 +30,7 @@ use crate::{
     firewall::Firewall,
     net::{
         addr::ListenAddr,
+        memory::Budget,
         relay::{Drain, Splicing},
         resolve::Resolver,
     },
@@ -48,6 +54,8 @@ pub struct Edge {
     pub proxy: Proxy,
     /// What carries established pairs; `proxy.splice` is where it starts.
     pub splicing: Splicing,
+    /// What connections may take of the daemon's memory.
+    pub memory: Arc<Budget>,
 }
 
 /// What the connections of one worker share. The counts of its references stay on the worker's core.
@@ -71,13 +79,18 @@ pub struct Listening {
     /// Replaced as a whole with every change.
     pub routes: ArcSwap<RouteTable>,
     max_connections: AtomicU64,
+    sources: Sources,
     active: AtomicU64,
     accepted: AtomicU64,
 }
 
 /// One of a listener's connections; gives its place back when dropped.
 #[derive(Debug)]
-pub struct Permit(Arc<Listening>);
+pub struct Permit {
+    listening: Arc<Listening>,
+    /// Whose place among the connections of one source it has too.
+    source: Option<Source>,
+}
 
 impl Listening {
     /// The running side of a desired listener.
@@ -88,6 +101,7 @@ impl Listening {
             proxy: desired.proxy.clone().map(Arc::new),
             routes: ArcSwap::from_pointee(RouteTable::new(&desired.routes, desired.default.clone())),
             max_connections: desired.max_connections.into(),
+            sources: Sources::new(desired.max_connections_per_source),
             active: 0.into(),
             accepted: 0.into(),
         }
@@ -98,7 +112,7 @@ impl Listening {
         self.accepted.fetch_add(1, Relaxed);
         let max = self.max_connections.load(Relaxed);
         // The place is taken first: of two that come at once for the last one, one gives it back.
-        let permit = Permit(Arc::clone(self));
+        let permit = Permit { listening: Arc::clone(self), source: None };
         let active = self.active.fetch_add(1, Relaxed) + 1;
         (max == 0 || active <= max).then_some(permit)
     }
@@ -127,19 +141,43 @@ impl Listening {
 impl Permit {
     /// Whose place it is.
     pub fn listener(&self) -> &Listening {
-        &self.0
+        &self.listening
+    }
+
+    /// Takes one of the places that the listener has for each source too, once it is known who the client is; `false` when
+    /// they are taken.
+    pub fn admit_source(&mut self, client: IpAddr) -> bool {
+        let source = Source::of(client);
+        let Ok(is_counted) = self.listening.sources.take(source) else { return false };
+        self.source = is_counted.then_some(source);
+        true
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Relaxed);
+        if let Some(source) = self.source {
+            self.listening.sources.give_back(source);
+        }
+        self.listening.active.fetch_sub(1, Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_has_its_places_and_gives_them_back() {
+        let desired = Listener { max_connections_per_source: 1, ..Listener::new(":443".parse().unwrap()) };
+        let listening = Arc::new(Listening::new(&desired));
+        let [mut first, mut second] = [(); 2].map(|()| listening.admit().unwrap());
+        let [one, same, other] = ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|addr| addr.parse().unwrap());
+        assert!(first.admit_source(one) && !second.admit_source(same) && second.admit_source(other));
+        drop(first);
+        assert!(listening.admit().unwrap().admit_source(same));
+        assert_eq!(listening.active(), 1);
+    }
 
     #[test]
     fn a_limit_admits_so_many_at_a_time() {

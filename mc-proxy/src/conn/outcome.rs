@@ -26,6 +26,10 @@ pub enum Outcome {
     Forced,
     /// The listener was at its limit.
     OverLimit,
+    /// The client's address, or its IPv6 /64, had as many connections as the listener lets one have.
+    OverSourceLimit,
+    /// The daemon's memory was short, and nobody was connected yet.
+    OverMemory,
     /// A rule blocks the address.
     BlockedAddress,
     /// A rule blocks a prefix of the address.
@@ -62,11 +66,12 @@ pub struct Counters {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     client_bytes: AtomicU64,
     backend_bytes: AtomicU64,
+    accept_failures: AtomicU64,
 }
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 54] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -74,6 +79,8 @@ impl Outcome {
         Self::BlockedCountry,
         Self::RateLimited,
         Self::OverLimit,
+        Self::OverSourceLimit,
+        Self::OverMemory,
         Self::HandshakeTimeout,
         Self::ClientGone,
         Self::NoRoute,
@@ -131,6 +138,8 @@ impl Outcome {
             Self::Told => "told",
             Self::Forced => "forced",
             Self::OverLimit => "over_limit",
+            Self::OverSourceLimit => "over_source_limit",
+            Self::OverMemory => "over_memory",
             Self::BlockedAddress => "blocked_address",
             Self::BlockedPrefix => "blocked_prefix",
             Self::Banned => "banned",
@@ -167,6 +176,8 @@ impl Outcome {
             | Self::Told
             | Self::Forced
             | Self::OverLimit
+            | Self::OverSourceLimit
+            | Self::OverMemory
             // See `identify`.
             | Self::ProxyUntrusted
             | Self::ProxyTimeout
@@ -204,19 +215,38 @@ impl From<Ended> for Outcome {
 impl Default for Counters {
     fn default() -> Self {
         let outcomes = std::array::from_fn(|_| AtomicU64::new(0));
-        Self { outcomes, client_bytes: AtomicU64::new(0), backend_bytes: AtomicU64::new(0) }
+        let [client_bytes, backend_bytes, accept_failures] = [(); 3].map(|()| AtomicU64::new(0));
+        Self { outcomes, client_bytes, backend_bytes, accept_failures }
     }
 }
 
 impl Counters {
     /// Counts the end of a connection.
     pub fn count(&self, outcome: Outcome, client_bytes: u64, backend_bytes: u64) {
-        let counter = Outcome::ALL.iter().zip(&self.outcomes).find(|(known, _)| **known == outcome);
-        if let Some((_, counter)) = counter {
+        if let Some(counter) = self.counter(outcome) {
             counter.fetch_add(1, Relaxed);
         }
         self.client_bytes.fetch_add(client_bytes, Relaxed);
         self.backend_bytes.fetch_add(backend_bytes, Relaxed);
+    }
+
+    /// Counts a look into the queue that failed, as for want of descriptors.
+    pub fn count_accept_failure(&self) {
+        self.accept_failures.fetch_add(1, Relaxed);
+    }
+
+    /// How often no connection could be accepted although some were waiting.
+    pub fn accept_failures(&self) -> u64 {
+        self.accept_failures.load(Relaxed)
+    }
+
+    /// How many connections ended so.
+    pub fn ended(&self, outcome: Outcome) -> u64 {
+        self.counter(outcome).map_or(0, |counter| counter.load(Relaxed))
+    }
+
+    fn counter(&self, outcome: Outcome) -> Option<&AtomicU64> {
+        Outcome::ALL.iter().zip(&self.outcomes).find_map(|(known, counter)| (*known == outcome).then_some(counter))
     }
 
     /// Connections by reason; every reason.

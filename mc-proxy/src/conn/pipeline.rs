@@ -3,7 +3,8 @@
 //! ```text
 //! accept     worker         socket and PeerAddr; a place under the listener's limit
 //! identify   identify       PeerAddr -> ClientAddr, by the PROXY header where the listener wants one
-//! firewall   firewall       the client's address against the rules; the kernel has dropped what it knew
+//! firewall   firewall       the client's address against the rules, and a place of its source's; the kernel has dropped
+//!                           what it knew
 //! greet      tls            the ClientHello is read whole, its bytes are kept
 //! route      route          listener and server name -> target
 //! dial       net::dial      the first backend that answers; the ClientHello goes out with the connect
@@ -26,6 +27,7 @@ use crate::{
     net::{
         addr::{ClientAddr, PeerAddr},
         dial::{Dial, DialError, dial},
+        memory::{self, Anonymous},
         relay,
         socket::Socket,
     },
@@ -33,10 +35,10 @@ use crate::{
 };
 
 /// Takes an accepted connection to its end.
-pub async fn run(local: Arc<Local>, permit: Permit, fd: OwnedFd, peer: PeerAddr) {
+pub async fn run(local: Arc<Local>, permit: Permit, place: Anonymous, fd: OwnedFd, peer: PeerAddr) {
     let mut client = Socket::new(fd);
     let mut record = Record::new(local, permit, peer);
-    let outcome = serve(&mut client, &mut record).await;
+    let outcome = serve(&mut client, &mut record, place).await;
     if outcome.is_orderly() {
         client.close();
     } else {
@@ -45,25 +47,17 @@ pub async fn run(local: Arc<Local>, permit: Permit, fd: OwnedFd, peer: PeerAddr)
     record.finish(outcome);
 }
 
-async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
-    let begun = match identify(client, record).await {
-        Ok(begun) => begun,
-        Err(outcome) => {
-            record.tell_drop(outcome);
-            return outcome;
-        }
+async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Outcome {
+    let met = tokio::select! {
+        biased;
+        () = place.shed() => Err(Outcome::OverMemory),
+        met = meet(client, record, &place) => met,
     };
-    if let Err(outcome) = admit(record) {
-        record.tell_drop(outcome);
-        return outcome;
-    }
-    let hello = match greet(client, record, begun).await {
+    let hello = match met {
         Ok(hello) => hello,
-        Err(outcome) => {
-            record.report(outcome);
-            return outcome;
-        }
+        Err(outcome) => return outcome,
     };
+    let Some(charge) = place.known() else { return Outcome::OverMemory };
     let routes = record.permit().listener().routes.load();
     let Some(target) = routes.lookup(record.server_name.as_ref()).map(|found| Arc::clone(found.target)) else {
         drop(routes);
@@ -92,6 +86,7 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
     };
     record.transferred.client = (first.len() - header_bytes) as u64;
     drop(first);
+    charge.resize(memory::CONNECTION);
     let local = Arc::clone(record.local());
     let terms = relay::Terms {
         idle: local.edge.proxy.idle_timeout,
@@ -104,6 +99,20 @@ async fn serve(client: &mut Socket, record: &mut Record) -> Outcome {
         backend.close();
     }
     ended.into()
+}
+
+/// Who the client is, whether it is let in, and what it says first: while nobody is connected, the connection may be given
+/// up for the sake of others.
+async fn meet(client: &mut Socket, record: &mut Record, place: &Anonymous) -> Result<Vec<u8>, Outcome> {
+    let begun = identify(client, record).await.inspect_err(|outcome| record.tell_drop(*outcome))?;
+    admit(record).inspect_err(|outcome| record.tell_drop(*outcome))?;
+    // A proxy's own connections are not a client's.
+    let is_proxys = record.permit().listener().proxy.is_some() && record.client == ClientAddr::from_peer(record.peer);
+    let source = record.client.ip();
+    if !is_proxys && !record.permit_mut().admit_source(source) {
+        return Err(Outcome::OverSourceLimit);
+    }
+    greet(client, record, place, begun).await.inspect_err(|outcome| record.report(*outcome))
 }
 
 /// Asks the firewall.
@@ -136,7 +145,12 @@ pub(super) fn refusal(judgement: Judgement) -> Option<Outcome> {
 }
 
 /// Reads the ClientHello, whose beginning may be there already; what was read comes back, and goes to the backend as it is.
-async fn greet(client: &mut Socket, record: &mut Record, begun: Vec<u8>) -> Result<Vec<u8>, Outcome> {
+async fn greet(
+    client: &mut Socket,
+    record: &mut Record,
+    place: &Anonymous,
+    begun: Vec<u8>,
+) -> Result<Vec<u8>, Outcome> {
     match record.permit().listener().protocol {
         Protocol::Tls => {}
         Protocol::Tcp => return Ok(begun),
@@ -159,6 +173,9 @@ async fn greet(client: &mut Socket, record: &mut Record, begun: Vec<u8>) -> Resu
         match read {
             Ok(1..) => {}
             Ok(0) | Err(_) => return Err(Outcome::ClientGone),
+        }
+        if bytes.capacity() > FIRST_READ && !place.hold(bytes.capacity()) {
+            return Err(Outcome::OverMemory);
         }
     }
 }

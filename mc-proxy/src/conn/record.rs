@@ -82,6 +82,10 @@ impl Record {
         &self.permit
     }
 
+    pub(super) fn permit_mut(&mut self) -> &mut Permit {
+        &mut self.permit
+    }
+
     pub(super) fn started_at(&self) -> Instant {
         self.started_at
     }

@@ -1,6 +1,8 @@
 //! What the service manager is told (sd_notify(3)). Without one, nothing.
 
 use std::{
+    env,
+    os::fd::{AsFd as _, OwnedFd},
     thread::JoinHandle,
     time::{Duration, SystemTime},
 };
@@ -10,6 +12,15 @@ use sd_notify::NotifyState;
 use tokio::time::{Instant, sleep_until};
 
 use crate::worker::{HEARTBEAT, Worker};
+
+/// Descriptors in one message; the kernel takes 253.
+const FDS_MAX: usize = 64;
+
+/// A listening socket with its name in the store.
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) fd: OwnedFd,
+}
 
 /// The connection to the service manager, and the watchdog that it asks for.
 pub(super) struct Notifier {
@@ -33,6 +44,35 @@ impl Notifier {
             Watchdog { period, next: Instant::now() + period, beats: Vec::new() }
         });
         Self { watchdog }
+    }
+
+    /// Has the service manager keep listening sockets for the next daemon, beyond a restart or a crash. Whether it does:
+    /// it says how many it keeps in the environment (`FDSTORE`, systemd 254; the unit says it for older ones).
+    pub(super) fn store(&self, sockets: &[Named]) -> bool {
+        let max = env::var("FDSTORE").ok().and_then(|max| max.parse::<usize>().ok()).unwrap_or(0);
+        if max == 0 || env::var_os("NOTIFY_SOCKET").is_none() {
+            return false;
+        }
+        if max < sockets.len() {
+            let needed = sockets.len();
+            tracing::warn!(max, needed, "FileDescriptorStoreMax is too small, so a restart refuses connections");
+            return false;
+        }
+        let batches = sockets.chunk_by(|one, other| one.name == other.name).flat_map(|same| same.chunks(FDS_MAX));
+        for batch in batches {
+            let Some(Named { name, .. }) = batch.first() else { continue };
+            let fds: Vec<_> = batch.iter().map(|named| named.fd.as_fd()).collect();
+            if let Err(error) = sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &fds) {
+                tracing::warn!(%error, "the service manager could not be given the listening sockets");
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Has the service manager close what it keeps under a name.
+    pub(super) fn forget(&self, name: &str) {
+        notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
     }
 
     pub(super) fn ready(&mut self) {

@@ -30,18 +30,40 @@ pub struct Listener(AsyncFd<OwnedFd>);
 
 /// Binds `count` sockets to one address; the kernel spreads new connections over them (`SO_REUSEPORT`, Linux 3.9).
 ///
+/// `inherited` are sockets that listen on the address already. There may be more of them than `count`: each has its share
+/// of the connections, and has to be accepted from. Where there are fewer, and no more can be bound beside them, as beside
+/// those of another user, they are had several times: every worker then wakes up for every connection.
+///
 /// # Errors
 /// "address already in use" also when another process shares the port on purpose: two daemons on one port would each
 /// get half of the connections.
-pub fn bind(addr: &ListenAddr, count: usize) -> io::Result<Vec<Bound>> {
-    bind_one(addr, false)?;
-    (0..count)
-        .map(|_| {
-            let socket = bind_one(addr, true)?;
-            socket.listen(BACKLOG.into())?;
-            Ok(Bound(socket.into()))
-        })
-        .collect()
+pub fn bind(addr: &ListenAddr, count: usize, inherited: Vec<OwnedFd>) -> io::Result<Vec<Bound>> {
+    if inherited.is_empty() {
+        bind_one(addr, false)?;
+    }
+    let mut sockets = inherited.into_iter().map(adopt).collect::<io::Result<Vec<_>>>()?;
+    let known = sockets.len();
+    for index in known..count {
+        let another = bind_one(addr, true).and_then(|socket| socket.listen(BACKLOG.into()).map(|()| socket));
+        let socket = match another {
+            Ok(socket) => socket,
+            Err(error) if known == 0 => return Err(error),
+            Err(_) => sockets[index % known].try_clone()?,
+        };
+        sockets.push(socket);
+    }
+    Ok(sockets.into_iter().map(|socket| Bound(socket.into())).collect())
+}
+
+/// Makes a socket that somebody else has made like our own.
+fn adopt(fd: OwnedFd) -> io::Result<socket2::Socket> {
+    let socket = socket2::Socket::from(fd);
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    // Of one's own user it lets others be bound beside it from now on.
+    socket.set_reuse_port(true)?;
+    socket.listen(BACKLOG.into())?;
+    Ok(socket)
 }
 
 fn bind_one(addr: &ListenAddr, is_shared: bool) -> io::Result<socket2::Socket> {
@@ -59,6 +81,14 @@ fn bind_one(addr: &ListenAddr, is_shared: bool) -> io::Result<socket2::Socket> {
 }
 
 impl Bound {
+    /// The same socket once more, to pass it on.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
     /// Registers with the reactor of the current runtime.
     ///
     /// # Errors
@@ -106,5 +136,55 @@ impl Listener {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    use super::*;
+
+    fn addr_of(socket: &TcpListener) -> ListenAddr {
+        socket.local_addr().unwrap().to_string().parse().unwrap()
+    }
+
+    /// Connects until every socket has got a connection.
+    fn all_are_reached(addr: SocketAddr, sockets: Vec<Bound>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let listeners: Vec<_> = sockets.into_iter().map(|bound| bound.into_listener().unwrap()).collect();
+        let mut reached = vec![false; listeners.len()];
+        for _ in 0..10_000 {
+            drop(TcpStream::connect(addr).unwrap());
+            for (listener, reached) in listeners.iter().zip(&mut reached) {
+                while listener.try_accept().unwrap().is_some() {
+                    *reached = true;
+                }
+            }
+            if reached.iter().all(|reached| *reached) {
+                return;
+            }
+        }
+        panic!("{reached:?}");
+    }
+
+    #[test]
+    fn sockets_are_bound_beside_inherited_ones() {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = addr_of(&first);
+        let queued = TcpStream::connect(first.local_addr().unwrap()).unwrap();
+        let bound = bind(&addr, 3, vec![first.into()]).unwrap();
+        assert_eq!(bound.len(), 3);
+        drop(queued);
+        all_are_reached(addr.socket(), bound);
+    }
+
+    #[test]
+    fn more_are_inherited_than_there_are_workers() {
+        let addr = addr_of(&TcpListener::bind("127.0.0.1:0").unwrap());
+        let inherited = bind(&addr, 4, Vec::new()).unwrap().into_iter().map(|bound| bound.0).collect();
+        assert!(bind(&addr, 1, Vec::new()).is_err(), "the port is in use");
+        all_are_reached(addr.socket(), bind(&addr, 2, inherited).unwrap());
     }
 }

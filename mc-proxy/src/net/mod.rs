@@ -3,6 +3,7 @@
 pub mod addr;
 pub mod dial;
 pub mod listener;
+pub mod memory;
 mod race;
 pub mod relay;
 pub mod resolve;

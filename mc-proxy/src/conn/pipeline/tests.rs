@@ -50,8 +50,16 @@ impl Bench {
         };
         let resolver = Resolver::default();
         let (counters, drops) = (Counters::default(), crate::control::drops());
-        let splicing = relay::Splicing::userspace();
-        let edge = Arc::new(Edge { firewall, resolver, counters, offences: reporter, drops, proxy, splicing });
+        let edge = Arc::new(Edge {
+            firewall,
+            resolver,
+            counters,
+            offences: reporter,
+            drops,
+            proxy,
+            splicing: relay::Splicing::userspace(),
+            memory: memory::Budget::new(0),
+        });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
     }
@@ -68,7 +76,7 @@ impl Bench {
         let fd = OwnedFd::from(accepted.into_std().unwrap());
         let peer = PeerAddr::new((source.parse::<IpAddr>().unwrap(), 5_000).into());
         let local = Arc::new(Local { edge: Arc::clone(&self.edge), drain: relay::Drain::never() });
-        (run(local, self.listening.admit().unwrap(), fd, peer), client)
+        (run(local, self.listening.admit().unwrap(), Anonymous::admit().unwrap(), fd, peer), client)
     }
 
     /// A client of `source` that says `bytes`, to its end by a reset without one byte.

@@ -212,6 +212,7 @@ impl Bench {
                 ..Proxy::default()
             },
             splicing: Splicing::new(Splice::Auto, Err("a bench has none".into())),
+            memory: crate::net::memory::Budget::new(0),
         });
         let listeners = store.listeners().unwrap();
         let listening = Arc::new(Listening::new(&listeners[0]));

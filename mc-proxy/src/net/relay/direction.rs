@@ -8,7 +8,10 @@ use rustix::{
 };
 
 use super::pipe::Pipe;
-use crate::net::socket::Socket;
+use crate::net::{
+    memory::{self, Charge, LEAN_READ},
+    socket::Socket,
+};
 
 /// Large reads in a row, after which a direction is bulk.
 const BULK_AFTER: u32 = 4;
@@ -69,6 +72,7 @@ enum State {
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
+    charge: Charge,
     /// 0 <= written <= bytes.len()
     written: usize,
 }
@@ -199,7 +203,9 @@ impl Direction {
         transferred: &mut u64,
     ) -> Poll<Result<usize, Side>> {
         ready!(self.poll_flush(cx, target, transferred))?;
-        let Poll::Ready(read) = source.poll_recv(cx, buffer) else {
+        // What the target does not take has to be held.
+        let room = if memory::has_room(buffer.len()) { buffer.len() } else { LEAN_READ.min(buffer.len()) };
+        let Poll::Ready(read) = source.poll_recv(cx, buffer.get_mut(..room).unwrap_or_default()) else {
             self.pending = Pending::default();
             return Poll::Pending;
         };
@@ -331,6 +337,9 @@ impl Pending {
         self.bytes.clear();
         self.bytes.extend_from_slice(bytes);
         self.written = 0;
+        let capacity = self.bytes.capacity();
+        // A lean read is paid with the connection.
+        self.charge.force(if capacity > LEAN_READ { capacity as u64 } else { 0 });
     }
 
     fn rest(&self) -> Option<&[u8]> {

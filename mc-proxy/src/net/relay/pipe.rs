@@ -10,6 +10,8 @@ use rustix::{
     pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, splice},
 };
 
+use crate::net::memory::Charge;
+
 /// Bytes asked for. The kernel gives an unprivileged user 64 MiB of pipes (`fs.pipe-user-pages-soft`); beyond that they
 /// stay as small as two pages.
 const CAPACITY: usize = 256 * 1024;
@@ -32,6 +34,14 @@ struct Pool {
     taken: usize,
 }
 
+impl Pool {
+    fn keep(&mut self, ends: Ends) {
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(ends);
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Ends {
     read: OwnedFd,
@@ -45,18 +55,24 @@ pub(super) struct Pipe {
     ends: Option<Ends>,
     /// 0 <= held <= capacity.
     held: usize,
+    /// Of the kernel's memory that it may fill.
+    _charge: Charge,
 }
 
 impl Pipe {
-    /// An empty pipe; `None` when the worker has enough of them, or the system has.
+    /// An empty pipe; `None` when the worker has enough of them, the system has, or memory is short.
     pub(super) fn take() -> Option<Self> {
         POOL.with_borrow_mut(|pool| {
             if pool.taken >= MAX_PIPES {
                 return None;
             }
             let ends = pool.spare.pop().or_else(Ends::open)?;
+            let Some(charge) = Charge::take(ends.capacity as u64) else {
+                pool.keep(ends);
+                return None;
+            };
             pool.taken += 1;
-            Some(Self { ends: Some(ends), held: 0 })
+            Some(Self { ends: Some(ends), held: 0, _charge: charge })
         })
     }
 
@@ -93,8 +109,8 @@ impl Drop for Pipe {
         POOL.with_borrow_mut(|pool| {
             pool.taken -= 1;
             // What is inside belongs to a connection that is gone.
-            if self.held == 0 && pool.spare.len() < MAX_SPARE {
-                pool.spare.extend(self.ends.take());
+            if let Some(ends) = self.ends.take().filter(|_| self.held == 0) {
+                pool.keep(ends);
             }
         });
     }
