@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{admin::Admin, log::Log, topology::Namespace, wait};
+use crate::{admin::Admin, log::Log, manager::ServiceManager, topology::Namespace, wait};
 
 /// Where the binaries are, when they are not beside the test's own.
 pub const BINARIES_VARIABLE: &str = "MC_PROXY_BIN_DIR";
@@ -142,6 +142,12 @@ impl Installation {
         Ok(self)
     }
 
+    /// The daemon is to have no more than `max` open files.
+    pub fn with_open_files(mut self, max: u32) -> Self {
+        self.wrapper = vec!["prlimit".into(), format!("--nofile={max}:{max}")];
+        self
+    }
+
     /// From the next start on another copy of the daemon runs, as after an upgrade.
     pub fn upgrade(&mut self) -> Result<()> {
         let copy = self.directory.path().join("mc-proxy-upgraded");
@@ -152,6 +158,10 @@ impl Installation {
 
     /// Starts the daemon and waits until it says that it is ready.
     pub fn start(&self) -> Result<Daemon> {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, options: &[&str]) -> Result<Daemon> {
         let path = self.directory.path().join("notify.sock");
         if path.exists() {
             fs::remove_file(&path)?;
@@ -161,19 +171,41 @@ impl Installation {
         notify.set_read_timeout(Some(Duration::from_millis(50)))?;
 
         let begin = Instant::now();
-        let mut command = self.server();
-        command.env("NOTIFY_SOCKET", &path).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.spawn(&mut command)?;
+        let mut daemon = self.launch(self.server().args(options).env("NOTIFY_SOCKET", &path))?;
+        daemon.wait_for_ready(begin + START_LIMIT, || {
+            let mut message = [0; 4096];
+            let length = notify.recv(&mut message).unwrap_or(0);
+            Ok(message[..length].split(|b| *b == b'\n').any(|line| line == b"READY=1"))
+        })?;
+        daemon.ready_after = begin.elapsed();
+        Ok(daemon)
+    }
+
+    fn launch(&self, command: &mut Command) -> Result<Daemon> {
+        let mut child = self.spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let log = Log::default();
         let readers = [
             child.stdout.take().map(|output| log.collect(output)),
             child.stderr.take().map(|output| log.collect(output)),
         ];
         let readers = readers.into_iter().flatten().collect();
-        let mut daemon = Daemon { child, log, readers, ready_after: Duration::ZERO, status: None };
-        daemon.wait_for_ready(&notify, begin + START_LIMIT)?;
+        Ok(Daemon { child, log, readers, ready_after: Duration::ZERO, status: None })
+    }
+
+    /// Starts the daemon under a service manager and waits until it is ready.
+    pub fn start_under(&self, manager: &mut ServiceManager) -> Result<Daemon> {
+        let (mut command, copies) = manager.wrap(&self.server())?;
+        let begin = Instant::now();
+        let mut daemon = self.launch(command.stdin(Stdio::null()))?;
+        drop(copies);
+        daemon.wait_for_ready(begin + START_LIMIT, || manager.hear())?;
         daemon.ready_after = begin.elapsed();
         Ok(daemon)
+    }
+
+    /// Starts another daemon that takes the place of the one that runs, and waits until it is ready.
+    pub fn take_over(&self) -> Result<Daemon> {
+        self.start_with(&["--takeover"])
     }
 
     /// Runs the daemon to its end: for starts that are to fail.
@@ -330,14 +362,13 @@ impl Daemon {
         ended.context("the daemon has not ended")
     }
 
-    fn wait_for_ready(&mut self, notify: &UnixDatagram, deadline: Instant) -> Result<()> {
-        let mut message = [0; 4096];
+    /// `hear` waits a little for what the daemon says, and tells whether it is ready.
+    fn wait_for_ready(&mut self, deadline: Instant, mut hear: impl FnMut() -> Result<bool>) -> Result<()> {
         while Instant::now() < deadline {
-            if let Ok(length) = notify.recv(&mut message) {
-                if message[..length].split(|b| *b == b'\n').any(|line| line == b"READY=1") {
-                    return Ok(());
-                }
-            } else if let Some(status) = self.child.try_wait()? {
+            if hear()? {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
                 self.wait(wait::SOON)?;
                 bail!("the daemon ended with {status} instead of starting; the log:\n{}", self.tail());
             }

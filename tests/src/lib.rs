@@ -17,6 +17,7 @@ pub mod flood;
 pub mod hello;
 pub mod leak;
 pub mod log;
+pub mod manager;
 pub mod mmdb;
 pub mod privilege;
 pub mod runbook;
