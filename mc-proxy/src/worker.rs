@@ -13,13 +13,17 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::{
+    task::yield_now,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     conn::{self, Edge, Listening, Local, Outcome},
     net::{
         addr::PeerAddr,
+        descriptors::{self, HighWater},
         listener::{BACKLOG, Bound, Listener},
         memory::Anonymous,
         relay::Drain,
@@ -31,9 +35,12 @@ use crate::{
 /// Threads that look at the files of [`crate::net::resolve`], for each worker.
 const RESOLVER_THREADS: usize = 1;
 
-/// After a connection could not be accepted, as when the descriptors have run out, the others wait this long in the
-/// kernel's queue.
+/// After a connection could not be accepted, or nearly not, as when the descriptors run out, the others wait this long in
+/// the kernel's queue, and again until there are some to spare.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that are accepted in a row.
+const BATCH: u32 = 64;
 
 /// Every worker says so for every listener, as long as it lasts.
 static ACCEPT_WARNINGS: LineLimit = LineLimit::per_second(1);
@@ -116,6 +123,7 @@ async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdo
             listening,
             listener,
             connections: connections.clone(),
+            high_water: HighWater::of_process(),
             leaves_queues: Arc::clone(&shutdown.leaves_queues),
         };
         connections.spawn(acceptor.run());
@@ -141,30 +149,52 @@ struct Acceptor {
     listening: Arc<Listening>,
     listener: Listener,
     connections: TaskTracker,
+    high_water: HighWater,
     leaves_queues: Arc<AtomicBool>,
 }
 
 impl Acceptor {
     async fn run(self) {
         let mut drained = std::pin::pin!(self.local.drain.begun());
+        let mut batch = 0;
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = &mut drained => break,
                 accepted = self.listener.accept() => accepted,
             };
-            match accepted {
-                Ok((fd, peer)) => self.serve(fd, peer),
-                Err(error) => {
+            let shortage = match accepted {
+                Ok((fd, peer)) => {
+                    let is_short = self.high_water.is_reached_by(&fd);
+                    self.serve(fd, peer);
+                    is_short.then(descriptors::shortage)
+                }
+                Err(error) => Some(error),
+            };
+            match shortage {
+                None => {
+                    batch += 1;
+                    if batch % BATCH == 0 {
+                        // What connections have to do comes before more of them.
+                        yield_now().await;
+                    }
+                }
+                Some(error) => {
                     if let Some(suppressed) = ACCEPT_WARNINGS.admit(Instant::now()) {
                         let listener = &self.listening.addr;
                         tracing::warn!(%listener, %error, suppressed, "a connection could not be accepted");
                     }
                     self.local.edge.counters.count_accept_failure();
                     // What waits in the queue is looked at again after it, whether anything new has come or not.
+                    let pause = async {
+                        sleep(ACCEPT_PAUSE).await;
+                        while self.high_water.is_reached(&self.listener) {
+                            sleep(ACCEPT_PAUSE).await;
+                        }
+                    };
                     tokio::select! {
                         () = &mut drained => break,
-                        () = sleep(ACCEPT_PAUSE) => {}
+                        () = pause => {}
                     }
                 }
             }

@@ -326,6 +326,15 @@ impl Daemon {
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
     }
 
+    /// Processor time that it has spent.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        let (_, after_name) = stat.rsplit_once(')').context("no name in stat")?;
+        // proc_pid_stat(5): utime and stime are fields 14 and 15, and the first after the name is the third.
+        let ticks = after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        Ok(Duration::from_millis(1000 * ticks / rustix::param::clock_ticks_per_second()))
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(Pid::from_child(&self.child), signal).context("signalling the daemon")

@@ -42,11 +42,7 @@ impl Source {
 
 impl Sources {
     pub(super) fn new(max: u64) -> Self {
-        Self {
-            max,
-            shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(),
-            hasher: RandomState::new(),
-        }
+        Self { max, shards: std::iter::repeat_with(Shard::default).take(SHARDS).collect(), hasher: RandomState::new() }
     }
 
     /// Counts one more connection of `source`: `Ok(true)` when it has to be given back, `Ok(false)` without a limit.

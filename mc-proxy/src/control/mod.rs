@@ -90,6 +90,21 @@ pub struct Status {
     pub client_bytes: u64,
     /// Bytes from backends to clients.
     pub backend_bytes: u64,
+    /// What connections have of the daemon's memory.
+    pub memory: MemoryStatus,
+    /// How often no connection could be accepted although some were waiting.
+    pub accept_failures: u64,
+}
+
+/// Memory of connections, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStatus {
+    /// Charged to connections.
+    pub used: u64,
+    /// 0 = unlimited.
+    pub limit: u64,
+    /// In the buffers of all TCP sockets of the host; `None` when it is not known.
+    pub kernel_sockets: Option<u64>,
 }
 
 /// One listener of [`Status`].

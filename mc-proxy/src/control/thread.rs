@@ -16,6 +16,7 @@ use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Protocol, Route, RouteKey},
     firewall::Engine,
+    net::memory,
     route::RouteTable,
     store::{self, Store, StoreError},
     telemetry::describe,
@@ -287,6 +288,12 @@ impl Thread {
             splice: edge.splicing.switch().mode(),
             client_bytes,
             backend_bytes,
+            memory: super::MemoryStatus {
+                used: edge.memory.used(),
+                limit: edge.memory.limit(),
+                kernel_sockets: memory::socket_bytes().ok(),
+            },
+            accept_failures: edge.counters.accept_failures(),
         }
     }
 

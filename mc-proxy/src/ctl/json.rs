@@ -39,6 +39,12 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
         "outcomes": outcomes.collect::<Value>(),
         "client_bytes": status.client_bytes,
         "backend_bytes": status.backend_bytes,
+        "memory": status.memory.as_ref().map(|memory| json!({
+            "used_bytes": memory.used_bytes,
+            "limit_bytes": memory.limit_bytes,
+            "kernel_socket_bytes": memory.kernel_socket_bytes,
+        })),
+        "accept_failures": status.accept_failures,
         "firewall": status.firewall.as_ref().map(firewall),
         "splice": status.splice,
     })

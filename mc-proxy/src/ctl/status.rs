@@ -31,6 +31,9 @@ fn text(status: &v1::GetStatusResponse) -> String {
     if let Some(firewall) = &status.firewall {
         write_firewall(&mut out, firewall);
     }
+    if let Some(memory) = &status.memory {
+        write_memory(&mut out, memory, status.accept_failures);
+    }
     let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
     if !ended.is_empty() {
         let _ = write!(out, "ended:");
@@ -79,6 +82,20 @@ fn write_kernel(out: &mut String, kernel: &v1::KernelPlaneStatus) {
             }
         };
     }
+}
+
+/// In MiB, as `proxy.memory_limit` is written.
+fn write_memory(out: &mut String, memory: &v1::MemoryStatus, accept_failures: u64) {
+    let mib = |bytes: u64| format!("{:.1}MiB", bytes as f64 / (1 << 20) as f64);
+    let _ = write!(out, "memory: connections={}", mib(memory.used_bytes));
+    if memory.limit_bytes > 0 {
+        let _ = write!(out, " limit={}", mib(memory.limit_bytes));
+    }
+    let _ = write!(out, " kernel_sockets={}", mib(memory.kernel_socket_bytes));
+    if accept_failures > 0 {
+        let _ = write!(out, " accept_failures={accept_failures}");
+    }
+    let _ = writeln!(out);
 }
 
 /// What is known of the interface beyond its program.
@@ -198,6 +215,19 @@ mod tests {
             out,
             "firewall: rules=3 groups=0 bans=1\nchange 7 is taken back at 1970-01-01T00:01:00Z unless confirmed: \
              mcproxyctl firewall confirm 7\n"
+        );
+    }
+
+    #[test]
+    fn memory_has_its_line() {
+        let mut out = String::new();
+        let memory = v1::MemoryStatus { used_bytes: 3 << 19, limit_bytes: 0, kernel_socket_bytes: 7 << 20 };
+        write_memory(&mut out, &memory, 0);
+        write_memory(&mut out, &v1::MemoryStatus { limit_bytes: 512 << 20, ..memory }, 4);
+        assert_eq!(
+            out,
+            "memory: connections=1.5MiB kernel_sockets=7.0MiB\n\
+             memory: connections=1.5MiB limit=512.0MiB kernel_sockets=7.0MiB accept_failures=4\n"
         );
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use rustix::{
@@ -96,6 +96,12 @@ impl Bound {
     pub fn into_listener(self) -> io::Result<Listener> {
         #[expect(deprecated, reason = "its successor is unsafe for the sake of types that lie about their descriptor")]
         AsyncFd::with_interest(self.0, Interest::READABLE).map(Listener)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -15,12 +15,14 @@
 
 mod anonymous;
 mod budget;
+mod kernel;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     anonymous::Anonymous,
     budget::{Budget, Charge, has_room},
+    kernel::socket_bytes,
 };
 
 /// Bytes that every connection is charged, from accept to its end: its task and its record (about 4 KiB), the first read of

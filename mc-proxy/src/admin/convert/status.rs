@@ -35,6 +35,12 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
         uptime_seconds: status.uptime.as_secs(),
         client_bytes: status.client_bytes,
         backend_bytes: status.backend_bytes,
+        memory: Some(v1::MemoryStatus {
+            used_bytes: status.memory.used,
+            limit_bytes: status.memory.limit,
+            kernel_socket_bytes: status.memory.kernel_sockets.unwrap_or(0),
+        }),
+        accept_failures: status.accept_failures,
         splice: status.splice.as_str().to_owned(),
     }
 }
@@ -134,12 +140,16 @@ mod tests {
             splice: crate::config::Splice::Userspace,
             client_bytes: 1,
             backend_bytes: 2,
+            memory: control::MemoryStatus { used: 3, limit: 4, kernel_sockets: Some(5) },
+            accept_failures: 6,
         });
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
         assert_eq!(status.splice, "userspace");
         assert_eq!((status.version.as_str(), status.uptime_seconds), ("0.1.0", 10));
         assert_eq!(status.started_at.unwrap().to_string(), "2023-11-14T22:13:20Z");
+        let expected = v1::MemoryStatus { used_bytes: 3, limit_bytes: 4, kernel_socket_bytes: 5 };
+        assert_eq!((status.memory, status.accept_failures), (Some(expected), 6));
         assert_eq!(status.total_connections, i64::MAX);
         let firewall = status.firewall.unwrap();
         assert!((90..100).contains(&firewall.geoip.unwrap().age_seconds));

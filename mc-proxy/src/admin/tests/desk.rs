@@ -134,6 +134,8 @@ impl Desk {
             splice: self.splice,
             client_bytes: 1,
             backend_bytes: 2,
+            memory: crate::control::MemoryStatus::default(),
+            accept_failures: 0,
         }
     }
 }
