@@ -33,6 +33,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::{
     config::Splice,
     desired::{AcceptProxy, L7Policy, Route, RouteKey, Target},
+    net::relay::Figures,
     xdp::PlaneStatus,
 };
 
@@ -86,6 +87,8 @@ pub struct Status {
     pub outcomes: Vec<(&'static str, u64)>,
     /// How bytes are moved where a route does not say it.
     pub splice: Splice,
+    /// What the kernel carries, and why it cannot, if so.
+    pub kernel_splice: (Figures, Option<String>),
     /// Bytes from clients to backends.
     pub client_bytes: u64,
     /// Bytes from backends to clients.

@@ -286,6 +286,7 @@ impl Thread {
             },
             outcomes: edge.counters.outcomes(),
             splice: edge.splicing.switch().mode(),
+            kernel_splice: (edge.splicing.figures(), edge.splicing.kernel().err().map(str::to_owned)),
             client_bytes,
             backend_bytes,
             memory: super::MemoryStatus {

@@ -47,6 +47,20 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
         "accept_failures": status.accept_failures,
         "firewall": status.firewall.as_ref().map(firewall),
         "splice": status.splice,
+        "kernel_splice": status.kernel_splice.as_ref().map(kernel_splice),
+    })
+}
+
+fn kernel_splice(splice: &v1::SpliceStatus) -> Value {
+    json!({
+        "available": splice.available,
+        "detail": splice.detail,
+        "pairs": splice.pairs,
+        "taken": splice.taken,
+        "refused": splice.refused,
+        "latched": splice.latched,
+        "bytes": splice.bytes,
+        "credit_bytes": splice.credit_bytes,
     })
 }
 

@@ -28,6 +28,9 @@ fn text(status: &v1::GetStatusResponse) -> String {
     if let Some(kernel) = &status.kernel {
         write_kernel(&mut out, kernel);
     }
+    if let Some(splice) = &status.kernel_splice {
+        write_splice(&mut out, &status.splice, splice);
+    }
     if let Some(firewall) = &status.firewall {
         write_firewall(&mut out, firewall);
     }
@@ -45,6 +48,17 @@ fn text(status: &v1::GetStatusResponse) -> String {
     out
 }
 
+/// Writing to a `String` cannot fail, hence the discarded results here, above and below.
+fn write_splice(out: &mut String, mode: &str, splice: &v1::SpliceStatus) {
+    let v1::SpliceStatus { pairs, taken, latched, bytes, .. } = splice;
+    let _ =
+        write!(out, "splice: {} kernel_pairs={pairs} taken={taken} latched={latched} bytes={bytes}", printable(mode));
+    let _ = match splice.detail.as_str() {
+        "" => writeln!(out),
+        detail => writeln!(out, " (user space only: {})", printable(detail)),
+    };
+}
+
 /// As Go prints a duration of whole seconds: `4h32m10s`, `1m0s`, `10s`.
 fn uptime(seconds: u64) -> String {
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -54,7 +68,6 @@ fn uptime(seconds: u64) -> String {
     }
 }
 
-/// Writing to a `String` cannot fail, hence the discarded results here and above.
 fn write_kernel(out: &mut String, kernel: &v1::KernelPlaneStatus) {
     let v1::KernelPlaneStatus { rules, dropped_packets, dropped_bytes, .. } = kernel;
     let state = if kernel.active { "on" } else { "off" };
@@ -156,6 +169,25 @@ mod tests {
             "mc-proxy v0.1.0\nuptime: 4h32m10s\nconnections: 1247\n:443 routes=2 active=12\n:8443 routes=1 active=3\n\
              :9443 routes=1 active=0\n"
         );
+    }
+
+    #[test]
+    fn the_splice_has_a_line() {
+        let line = |detail: &str| {
+            let splice = v1::SpliceStatus {
+                pairs: 2,
+                taken: 5,
+                latched: 1,
+                bytes: 77,
+                detail: detail.into(),
+                ..Default::default()
+            };
+            let status = v1::GetStatusResponse { splice: "auto".into(), kernel_splice: Some(splice), ..runbook() };
+            text(&status).lines().find(|line| line.starts_with("splice")).unwrap().to_owned()
+        };
+        assert_eq!(line(""), "splice: auto kernel_pairs=2 taken=5 latched=1 bytes=77");
+        let without = "splice: auto kernel_pairs=2 taken=5 latched=1 bytes=77 (user space only: no CAP_BPF)";
+        assert_eq!(line("no CAP_BPF"), without);
     }
 
     #[test]

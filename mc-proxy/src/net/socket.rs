@@ -15,7 +15,12 @@ use rustix::{
     io::Errno,
     net::{self, RecvFlags, SendFlags, Shutdown, sockopt},
 };
+use socket2::SockRef;
 use tokio::io::{Interest, unix::AsyncFd};
+
+/// Bytes that wait in a socket's send queue beyond what is on its way to the peer. As much as a pipe holds: with less, bulk
+/// pays in wake-ups.
+const UNSENT_MAX: u32 = 256 * 1024;
 
 /// A non-blocking stream socket, TCP or Unix. Dropped without [`Self::close`] it is reset, so that whatever goes wrong,
 /// the peer never takes a part for the whole.
@@ -24,6 +29,7 @@ pub struct Socket {
     state: State,
     is_complete: bool,
     is_ending: bool,
+    has_bound: bool,
 }
 
 #[derive(Debug)]
@@ -40,7 +46,7 @@ enum State {
 impl Socket {
     /// Takes a socket that is already non-blocking.
     pub fn new(fd: OwnedFd) -> Self {
-        Self { state: State::Unregistered(fd), is_complete: false, is_ending: false }
+        Self { state: State::Unregistered(fd), is_complete: false, is_ending: false, has_bound: false }
     }
 
     /// Registers for reading without having tried to read: for a socket that most likely has nothing yet.
@@ -212,6 +218,17 @@ impl Socket {
             bytes = bytes.get(written..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Lets the kernel hold no more than [`UNSENT_MAX`] for a peer that does not take it (`TCP_NOTSENT_LOWAT`, Linux 3.12):
+    /// for a socket that gets a stream which is faster than its peer may be. Otherwise the kernel's limit holds, which is
+    /// megabytes (`net.ipv4.tcp_wmem`).
+    pub fn bound_unsent(&mut self) {
+        if !self.has_bound {
+            self.has_bound = true;
+            // Not every stream socket is TCP's; the others have a fixed limit.
+            let _ = SockRef::from(&*self).set_tcp_notsent_lowat(UNSENT_MAX);
+        }
     }
 
     /// Ends our side of the stream (FIN).

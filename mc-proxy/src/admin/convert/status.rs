@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use mc_proxy_proto::v1;
 
 use super::firewall::group_to_proto;
-use crate::{control, desired::AcceptProxy, xdp};
+use crate::{control, desired::AcceptProxy, net::relay::Figures, xdp};
 
 pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatusResponse {
     let active = status.listeners.iter().fold(0_u64, |sum, listener| sum.saturating_add(listener.active));
@@ -42,6 +42,21 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
         }),
         accept_failures: status.accept_failures,
         splice: status.splice.as_str().to_owned(),
+        kernel_splice: Some(kernel_splice(status.kernel_splice)),
+    }
+}
+
+fn kernel_splice((figures, obstacle): (Figures, Option<String>)) -> v1::SpliceStatus {
+    let Figures { pairs, taken, refused, latched, bytes, credit } = figures;
+    v1::SpliceStatus {
+        available: obstacle.is_none(),
+        detail: obstacle.unwrap_or_default(),
+        pairs,
+        taken,
+        refused,
+        latched,
+        bytes,
+        credit_bytes: credit,
     }
 }
 
@@ -138,6 +153,7 @@ mod tests {
             },
             outcomes: vec![("closed", 5)],
             splice: crate::config::Splice::Userspace,
+            kernel_splice: (Figures { pairs: 3, credit: 9, ..Figures::default() }, Some("no CAP_BPF".to_owned())),
             client_bytes: 1,
             backend_bytes: 2,
             memory: control::MemoryStatus { used: 3, limit: 4, kernel_sockets: Some(5) },
@@ -146,6 +162,11 @@ mod tests {
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
         assert_eq!(status.splice, "userspace");
+        let splice = status.kernel_splice.unwrap();
+        assert_eq!(
+            (splice.available, splice.detail.as_str(), splice.pairs, splice.credit_bytes),
+            (false, "no CAP_BPF", 3, 9)
+        );
         assert_eq!((status.version.as_str(), status.uptime_seconds), ("0.1.0", 10));
         assert_eq!(status.started_at.unwrap().to_string(), "2023-11-14T22:13:20Z");
         let expected = v1::MemoryStatus { used_bytes: 3, limit_bytes: 4, kernel_socket_bytes: 5 };

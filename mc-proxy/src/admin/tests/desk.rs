@@ -9,6 +9,7 @@ use crate::{
     config::Splice,
     control::{Command, ControlError, ListenerRoutes, ListenerStatus, Status},
     desired::{Listener, Target},
+    net::relay::Figures,
     xdp::{InterfaceStatus, PlaneStatus, ReasonCount},
 };
 
@@ -132,6 +133,7 @@ impl Desk {
             firewall: self.rules.status(),
             outcomes: vec![("closed", 28)],
             splice: self.splice,
+            kernel_splice: (Figures::default(), None),
             client_bytes: 1,
             backend_bytes: 2,
             memory: crate::control::MemoryStatus::default(),

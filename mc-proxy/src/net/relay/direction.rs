@@ -244,6 +244,7 @@ impl Direction {
         // What is left of the time before it was bulk.
         self.pending = Pending::default();
         if self.pipe.is_none() {
+            target.bound_unsent();
             self.pipe = Pipe::take();
         }
         let Some(pipe) = &mut self.pipe else {

@@ -218,6 +218,8 @@ impl<'a> Relay<'a> {
                 self.carried = Some(Box::new(carried));
                 self.up.only_copy();
                 self.down.only_copy();
+                self.client.bound_unsent();
+                self.backend.bound_unsent();
                 // What has come in the meantime is carried over by hand.
                 cx.waker().wake_by_ref();
             }
