@@ -56,8 +56,6 @@ impl Maps {
         let targets = SockMap::try_from(take(&mut ebpf, "TARGETS")?).map_err(map_error)?;
         let sources = HashMap::try_from(take(&mut ebpf, "SOURCES")?).map_err(map_error)?;
         let events = RingBuf::try_from(take(&mut ebpf, "EVENTS")?).map_err(map_error)?;
-        let slots = mapping(&mut ebpf, "SLOTS")?;
-        let control = mapping(&mut ebpf, "CONTROL")?;
         let program: &mut SkSkb = ebpf
             .program_mut("mc_proxy_splice")
             .ok_or_else(|| SpliceError::Program("the embedded object has no such program".into()))?
@@ -65,6 +63,9 @@ impl Maps {
             .map_err(program_error)?;
         program.load().map_err(program_error)?;
         program.attach(targets.fd()).map_err(program_error)?;
+        // The program names its maps by their descriptors until it is loaded, and these do not outlive the mapping.
+        let slots = mapping(&mut ebpf, "SLOTS")?;
+        let control = mapping(&mut ebpf, "CONTROL")?;
         let routes = Mutex::new(Routes { targets, sources });
         Ok((Self { routes, slots, control, _program: ebpf }, events))
     }
