@@ -2,11 +2,13 @@
 //! missing. Nothing is changed; a port is bound for a moment.
 
 mod host;
+mod transparent;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
@@ -16,7 +18,7 @@ use rustix::thread::CapabilitySet;
 
 use crate::{
     config::{self, Config},
-    desired::Listener,
+    desired::{Listener, Target},
     net::{addr::BackendAddr, resolve::Resolver},
 };
 
@@ -107,7 +109,9 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
         host::admin_socket(&mut list, grpc);
     }
     host::kernel_plane(&mut list, &loaded.config.xdp, capabilities);
-    backends(&mut list, &seed.listeners, RESOLVE_TIMEOUT, resolve);
+    let names = backends(&mut list, &seed.listeners, RESOLVE_TIMEOUT, resolve);
+    let wanted = transparent::Wanted::of(&loaded.config, &names);
+    transparent::check(&mut list, &wanted);
     list
 }
 
@@ -152,17 +156,23 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Never worse than a warning: a name server that is down must not keep the edge from starting.
+/// Where connections of the file's listeners may go.
+fn targets(listeners: &[Listener]) -> impl Iterator<Item = &Target> {
+    listeners
+        .iter()
+        .flat_map(|listener| listener.default.iter().chain(listener.routes.iter().map(|route| &route.target)))
+}
+
+/// Never worse than a warning: a name server that is down must not keep the edge from starting. Returns the addresses of
+/// the names.
 fn backends(
     list: &mut Checklist,
     listeners: &[Listener],
     timeout: Duration,
-    resolve: impl Fn(&str, u16) -> Result<usize, String> + Send + Sync + 'static,
-) {
-    let targets = listeners
-        .iter()
-        .flat_map(|listener| listener.default.iter().chain(listener.routes.iter().map(|route| &route.target)));
-    let addrs = targets.flat_map(|target| &target.backends).collect::<BTreeSet<_>>();
+    resolve: impl Fn(&str, u16) -> Result<Addrs, String> + Send + Sync + 'static,
+) -> BTreeMap<Name, Addrs> {
+    let mut resolved = BTreeMap::new();
+    let addrs = targets(listeners).flat_map(|target| &target.backends).collect::<BTreeSet<_>>();
     let mut names = BTreeSet::new();
     for addr in addrs {
         match addr {
@@ -176,7 +186,10 @@ fn backends(
     for ((host, port), answer) in resolve_all(names, timeout, resolve) {
         let backend = format!("backend {host}:{port}");
         match answer {
-            Some(Ok(count)) => list.good(format!("{backend} resolves to {count} addresses")),
+            Some(Ok(addrs)) => {
+                list.good(format!("{backend} resolves to {} addresses", addrs.len()));
+                resolved.insert((host, port), addrs);
+            }
             Some(Err(error)) => {
                 list.warn(format!(
                     "{backend} does not resolve: {error}; correct the name, or try `getent ahosts {host}`"
@@ -188,24 +201,26 @@ fn backends(
             )),
         }
     }
+    resolved
 }
 
 /// As the daemon does.
-fn resolve(host: &str, _port: u16) -> Result<usize, String> {
+fn resolve(host: &str, port: u16) -> Result<Addrs, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
-    let found = runtime.block_on(Resolver::default().lookup(host));
-    found.map(|addresses| addresses.in_order(tokio::time::Instant::now()).len()).map_err(|e| e.to_string())
+    let found = runtime.block_on(Resolver::default().lookup(host)).map_err(|e| e.to_string())?;
+    Ok(found.in_order(tokio::time::Instant::now()).map(|ip| SocketAddr::new(ip, port)).collect())
 }
 
 type Name = (String, u16);
+type Addrs = BTreeSet<SocketAddr>;
 
 /// Asks for all names on a few threads. A thread that is still waiting for an answer afterwards is left to end with the
 /// process.
 fn resolve_all(
     names: BTreeSet<Name>,
     timeout: Duration,
-    resolve: impl Fn(&str, u16) -> Result<usize, String> + Send + Sync + 'static,
-) -> Vec<(Name, Option<Result<usize, String>>)> {
+    resolve: impl Fn(&str, u16) -> Result<Addrs, String> + Send + Sync + 'static,
+) -> Vec<(Name, Option<Result<Addrs, String>>)> {
     let mut answers = names.iter().cloned().map(|name| (name, None)).collect::<BTreeMap<_, _>>();
     let threads = names.len().min(RESOLVERS);
     let queue = Arc::new(Mutex::new(names));

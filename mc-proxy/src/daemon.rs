@@ -45,6 +45,7 @@ use crate::{
         memory::Budget,
         relay::{Drain, Kernel, Splice, Splicing},
         resolve::Resolver,
+        transparent::{self, TransparentError},
     },
     store::{Difference, Store, StoreError},
     telemetry::{describe, log},
@@ -172,6 +173,7 @@ impl Running {
     fn start(config: Config, mut inherited: Inherited) -> Result<Self, Failure> {
         let Opened { mut store, desired, is_empty } = open_store(&config)?;
         let geoip = open_geoip(&config, &desired.rules)?;
+        check_transparent(&desired.listeners, config.proxy.transparent_mark)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let bound = bind(&desired.listeners, &config.seed.listeners, workers, &mut inherited)?;
         let sockets = duplicate(&desired.listeners, &bound)
@@ -432,6 +434,20 @@ fn splicing(mode: Splice) -> Splicing {
         why.into()
     });
     Splicing::new(mode, kernel)
+}
+
+/// Without the right every connection of a transparent route would fail.
+fn check_transparent(listeners: &[Listener], mark: u32) -> Result<(), Failure> {
+    let is_used = |listener: &Listener| {
+        let routes = listener.routes.iter().map(|route| &route.target);
+        listener.default.iter().chain(routes).any(|target| target.transparent)
+    };
+    let Some(listener) = listeners.iter().find(|listener| is_used(listener)) else { return Ok(()) };
+    transparent::probe(mark).map_err(|error| {
+        let what = format!("listener {} has a transparent route", listener.addr);
+        let is_privilege = matches!(error, TransparentError::Privilege(_));
+        Failure::because(if is_privilege { Exit::NoPermission } else { Exit::Failure }, what, &error)
+    })
 }
 
 /// Waits for a successor.

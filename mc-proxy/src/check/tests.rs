@@ -90,10 +90,10 @@ fn a_resolver_that_hangs_is_not_waited_for() {
     let mut list = Checklist::default();
     let begin = Instant::now();
     backends(&mut list, &[listener], Duration::from_millis(200), move |host, _| match host {
-        "host1" => Ok(2),
+        "host1" => Ok(["127.0.0.1:1", "127.0.0.2:1"].map(|addr| addr.parse().unwrap()).into()),
         "host2" => Err("no such host".to_owned()),
         // Until the test ends.
-        _ => hung.lock().map_err(|e| e.to_string())?.recv().map(|()| 0).map_err(|e| e.to_string()),
+        _ => hung.lock().map_err(|e| e.to_string())?.recv().map(|()| Addrs::new()).map_err(|e| e.to_string()),
     });
     drop(hang);
     assert!(begin.elapsed() < Duration::from_secs(5));

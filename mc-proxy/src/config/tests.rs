@@ -306,7 +306,6 @@ fn features_of_later_versions_are_refused() {
         (format!("{listener}protocol = \"http-redirect\""), "5:12: listeners.protocol = \"http-redirect\""),
         (format!("{route}mode = \"l7\""), "8:8: listeners.routes.mode = \"l7\""),
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
-        (format!("{route}transparent = true"), "8:15: listeners.routes.transparent = true"),
         (format!("{route}alpn = [\"h2\", \"http/1.1\"]"), "8:8: listeners.routes.alpn = [h2, http/1.1]"),
         (format!("{route}splice = \"sockmap\""), "8:10: listeners.routes.splice = \"sockmap\""),
         ("[proxy]\nsplice = \"sockmap\"".to_owned(), "4:10: proxy.splice = \"sockmap\""),

@@ -16,7 +16,6 @@ pub(super) const UNAVAILABLE: &[Unavailable] = &[
     Unavailable { key: "listeners.protocol", is_on: |v| v == "http-redirect", remedy: "remove the listener" },
     Unavailable { key: "listeners.routes.alpn", is_on: |v| !v.is_empty(), remedy: "remove it" },
     Unavailable { key: "listeners.routes.mode", is_on: |v| v == "l7", remedy: "remove it or write \"l4\"" },
-    Unavailable { key: "listeners.routes.transparent", is_on: is_true, remedy: "remove it" },
     Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
     Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
     Unavailable { key: "log.format", is_on: |v| v == "journald", remedy: "remove it or write \"text\"" },
@@ -31,10 +30,6 @@ pub(super) fn remedy_in(unavailable: &[Unavailable], key: &str, value: &str) -> 
 /// Whether `value` of `key`, such as `listeners.routes.mode`, needs a feature of a later version.
 pub(crate) fn is_unavailable(key: &str, value: &str) -> bool {
     remedy_in(UNAVAILABLE, key, value).is_some()
-}
-
-fn is_true(value: &str) -> bool {
-    value == "true"
 }
 
 /// `host:port`, with anything for a host.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::{
     firewall::OffenceKind,
-    net::relay::Ended,
+    net::{relay::Ended, transparent::TransparentError},
     proxy_header::HeaderError,
     tls::{HelloError, ServerNameError},
 };
@@ -58,6 +58,12 @@ pub enum Outcome {
     DialFailed,
     /// No backend answered in time.
     DialTimeout,
+    /// The backend is of another address family than the client whose address it is to see.
+    TransparentFamily,
+    /// The client's address is none that a backend can be connected from.
+    TransparentAddress,
+    /// The client's address and port are in use already.
+    TransparentInUse,
 }
 
 /// Connections by outcome, and bytes. Written with relaxed order: figures, not signals.
@@ -71,7 +77,7 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 54] = [
+    pub const ALL: [Self; 57] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -91,6 +97,9 @@ impl Outcome {
         Self::Forced,
         Self::DialFailed,
         Self::DialTimeout,
+        Self::TransparentFamily,
+        Self::TransparentAddress,
+        Self::TransparentInUse,
         Self::ProxyUntrusted,
         Self::ProxyTimeout,
         Self::Proxy(HeaderError::Missing),
@@ -154,6 +163,9 @@ impl Outcome {
             Self::NoRoute => "no_route",
             Self::DialFailed => "dial_failed",
             Self::DialTimeout => "dial_timeout",
+            Self::TransparentFamily => "transparent_family",
+            Self::TransparentAddress => "transparent_address",
+            Self::TransparentInUse => "transparent_in_use",
         }
     }
 
@@ -184,7 +196,10 @@ impl Outcome {
             | Self::Proxy(_)
             | Self::ClientGone
             | Self::DialFailed
-            | Self::DialTimeout => None,
+            | Self::DialTimeout
+            | Self::TransparentFamily
+            | Self::TransparentAddress
+            | Self::TransparentInUse => None,
         }
     }
 
@@ -208,6 +223,17 @@ impl From<Ended> for Outcome {
             Ended::Idle => Self::Idle,
             Ended::Told => Self::Told,
             Ended::CutOff => Self::Forced,
+        }
+    }
+}
+
+impl From<&TransparentError> for Outcome {
+    fn from(error: &TransparentError) -> Self {
+        match error {
+            TransparentError::Family { .. } => Self::TransparentFamily,
+            TransparentError::Address(_) => Self::TransparentAddress,
+            TransparentError::InUse(_) => Self::TransparentInUse,
+            TransparentError::Privilege(_) | TransparentError::System(_) => Self::DialFailed,
         }
     }
 }

@@ -25,11 +25,12 @@ use crate::{
     desired::{Protocol, Target},
     firewall::Judgement,
     net::{
-        addr::{ClientAddr, PeerAddr},
+        addr::{BackendAddr, ClientAddr, PeerAddr},
         dial::{Dial, DialError, dial},
         memory::{self, Anonymous},
         relay,
         socket::Socket,
+        transparent,
     },
     tls::{ClientHelloReader, MAX_WIRE, Progress, UNRECOGNIZED_NAME_ALERT},
 };
@@ -217,12 +218,20 @@ async fn refuse_name(client: &mut Socket, record: &Record) -> Outcome {
 
 /// Tries the backends from a rotating start, so that each gets its share and none is a single point of failure.
 async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Socket, Outcome> {
-    let backends = &target.backends;
-    let start = if backends.len() > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
+    let source = target.transparent.then_some(record.client);
+    let is_possible = |backend: &&BackendAddr| source.is_none_or(|client| transparent::is_possible(client, backend));
+    let backends = target.backends.iter().filter(is_possible);
+    let count = backends.clone().count();
+    if let (0, Some(client), Some(backend)) = (count, source, target.backends.first()) {
+        record.warn_dial(backend, &DialError::Transparent(transparent::other_family(client, backend)));
+        return Err(Outcome::TransparentFamily);
+    }
+    let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
     let mut outcome = Outcome::DialFailed;
-    for backend in backends.iter().cycle().skip(start % backends.len().max(1)).take(backends.len()) {
+    for backend in backends.cycle().skip(start % count.max(1)).take(count) {
         let edge = record.edge();
-        let attempt = Dial { backend, first: hello, source: None, mark: None, timeout: edge.proxy.connect_timeout };
+        let mark = source.map(|_| edge.proxy.transparent_mark);
+        let attempt = Dial { backend, first: hello, source, mark, timeout: edge.proxy.connect_timeout };
         match dial(&attempt, &edge.resolver).await {
             Ok(socket) => {
                 record.backend = Some(backend.clone());
@@ -231,6 +240,7 @@ async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Soc
             Err(error) => {
                 outcome = match &error {
                     DialError::Timeout(_) => Outcome::DialTimeout,
+                    DialError::Transparent(error) => error.into(),
                     DialError::Resolve(_) | DialError::Connect(_) => Outcome::DialFailed,
                 };
                 record.warn_dial(backend, &error);

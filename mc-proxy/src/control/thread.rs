@@ -16,7 +16,7 @@ use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Protocol, Route, RouteKey},
     firewall::Engine,
-    net::memory,
+    net::{memory, transparent},
     route::RouteTable,
     store::{self, Store, StoreError},
     telemetry::describe,
@@ -192,6 +192,10 @@ impl Thread {
         if self.owned.listeners.get(index).is_some_and(|listener| listener.protocol == Protocol::Tcp) {
             let why = "it has protocol \"tcp\", and every connection takes its default route, which is set in the file";
             return Err(ControlError::Refused(format!("listener {listener} reads no server name: {why}")));
+        }
+        if route.target.transparent {
+            transparent::probe(self.owned.edge.proxy.transparent_mark)
+                .map_err(|error| ControlError::Refused(format!("route.transparent: {error}")))?;
         }
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;
         self.publish(index, |routes| match routes.iter_mut().find(|known| known.is(&route.key())) {

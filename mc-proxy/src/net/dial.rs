@@ -3,8 +3,8 @@
 use std::{
     future::poll_fn,
     io,
-    net::SocketAddr,
-    os::fd::{AsFd as _, BorrowedFd},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     path::Path,
     time::Duration,
 };
@@ -20,6 +20,7 @@ use super::{
     race::{Winner, attempt_delay, race},
     resolve::{Addresses, Resolver},
     socket::{Socket, retry},
+    transparent::{self, TransparentError},
 };
 
 /// Between two attempts at a Unix socket whose queue is full.
@@ -37,6 +38,9 @@ pub enum DialError {
     /// Refused, unreachable, or out of local resources.
     #[error("{0}")]
     Connect(#[source] io::Error),
+    /// The connection was to carry the client's address, and cannot.
+    #[error("{0}")]
+    Transparent(#[source] TransparentError),
 }
 
 /// One attempt to reach a backend.
@@ -75,20 +79,27 @@ async fn dial_any(dial: &Dial<'_>, resolver: &Resolver) -> Result<Socket, DialEr
             dial_name(&addresses, *port, dial).await
         }
     };
-    connected.map_err(|error| {
-        let is_silent = error.kind() == io::ErrorKind::TimedOut;
-        if is_silent { DialError::Timeout(dial.timeout) } else { DialError::Connect(error) }
+    connected.map_err(|error| match error.downcast::<TransparentError>() {
+        Ok(error) => DialError::Transparent(error),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => DialError::Timeout(dial.timeout),
+        Err(error) => DialError::Connect(error),
     })
 }
 
 async fn dial_name(addresses: &Addresses, port: u16, dial: &Dial<'_>) -> io::Result<Socket> {
-    let mut in_order = addresses.in_order(Instant::now()).map(|ip| SocketAddr::new(ip, port));
-    if in_order.len() == 1
+    let now = Instant::now();
+    let is_possible = |ip: &IpAddr| dial.source.is_none_or(|source| transparent::is_one_family(source.ip(), *ip));
+    let count = addresses.in_order(now).filter(is_possible).count();
+    let mut in_order = addresses.in_order(now).filter(is_possible).map(|ip| SocketAddr::new(ip, port));
+    if let (0, Some(source)) = (count, dial.source) {
+        return Err(transparent::other_family(source, dial.backend).into());
+    }
+    if count == 1
         && let Some(addr) = in_order.next()
     {
         return dial_ip(addr, dial).await;
     }
-    let delay = attempt_delay(dial.timeout, in_order.len());
+    let delay = attempt_delay(dial.timeout, count);
     // Behind a pointer: it is as large as the rest of a connection, and seldom needed.
     let Winner { mut socket, addr, sent, is_late } =
         Box::pin(race(in_order, delay, dial.first, |addr| connecting(addr, dial))).await?;
@@ -113,11 +124,15 @@ pub(super) fn connecting(addr: SocketAddr, dial: &Dial<'_>) -> io::Result<Socket
         sockopt::set_tcp_quickack(&fd, false)?;
     }
     if let Some(source) = dial.source {
-        bind_source(fd.as_fd(), addr, source, dial.mark)?;
+        transparent::bind(fd.as_fd(), addr, source, dial.mark)?;
     }
     match connect(&fd, &addr) {
         Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(Socket::new(fd)),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(match dial.source {
+            // The client's address and port are connected to this one already.
+            Some(source) if error == Errno::ADDRNOTAVAIL => TransparentError::InUse(source).into(),
+            Some(_) | None => error.into(),
+        }),
     }
 }
 
@@ -129,17 +144,9 @@ async fn connected(mut socket: Socket, first: &[u8]) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Gives a socket that is to be connected to `addr` the client's address as its source.
-fn bind_source(_fd: BorrowedFd<'_>, addr: SocketAddr, source: ClientAddr, _mark: Option<u32>) -> io::Result<()> {
-    let message =
-        format!("a connection to {addr} cannot carry the address of {source}: there is no transparent mode yet");
-    Err(io::Error::new(io::ErrorKind::Unsupported, message))
-}
-
 async fn dial_unix(path: &Path, dial: &Dial<'_>) -> io::Result<Socket> {
     if let Some(source) = dial.source {
-        let message = format!("a connection to a Unix socket cannot carry the address of {source}");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+        return Err(transparent::other_family(source, dial.backend).into());
     }
     let addr = SocketAddrUnix::new(path)?;
     let mut pause = *BACKLOG_PAUSE.start();

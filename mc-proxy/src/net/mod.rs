@@ -3,9 +3,12 @@
 pub mod addr;
 pub mod descriptors;
 pub mod dial;
+pub(crate) mod fib;
 pub mod listener;
 pub mod memory;
+pub(crate) mod netlink;
 mod race;
 pub mod relay;
 pub mod resolve;
 pub mod socket;
+pub mod transparent;

@@ -2,14 +2,13 @@
 
 use std::io;
 
-use rtnetlink::{
-    packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
-    },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
 };
+
+use crate::net::netlink;
+pub(super) use crate::net::netlink::interface_name as name;
 
 /// What the kernel says of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,11 +54,6 @@ pub(super) fn index(name: &str) -> io::Result<Option<u32>> {
     }
 }
 
-/// Name of the interface with this index in the network namespace of the thread.
-pub(super) fn name(index: u32) -> io::Result<String> {
-    Ok(rustix::net::netdevice::index_to_name(&socket()?, index)?)
-}
-
 fn socket() -> io::Result<std::os::fd::OwnedFd> {
     Ok(rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
@@ -79,7 +73,7 @@ pub(super) fn attached(index: u32) -> io::Result<Option<Attached>> {
 pub(super) fn interface(index: u32) -> io::Result<Interface> {
     let mut link = LinkMessage::default();
     link.header.index = index;
-    let reply = request(RouteNetlinkMessage::GetLink(link))?;
+    let reply = netlink::ask(RouteNetlinkMessage::GetLink(link))?;
     let RouteNetlinkMessage::NewLink(link) = reply else {
         return Err(io::Error::other("the kernel answered a question about a link with something else"));
     };
@@ -117,28 +111,6 @@ fn of_attributes(attributes: &[LinkXdp]) -> Option<Attached> {
         }
     }
     Some(Attached { program_id, mode: mode? })
-}
-
-fn request(message: RouteNetlinkMessage) -> io::Result<RouteNetlinkMessage> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-    let (bytes, _) = socket.recv_from_full()?;
-    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).map_err(io::Error::other)?;
-    if let NetlinkPayload::Error(error) = &reply.payload {
-        return Err(error.to_io());
-    }
-    let NetlinkPayload::InnerMessage(message) = reply.payload else {
-        return Err(io::Error::other("the kernel's answer is not a message of rtnetlink"));
-    };
-    Ok(message)
 }
 
 #[cfg(test)]

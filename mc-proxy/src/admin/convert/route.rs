@@ -61,12 +61,11 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
     };
     refuse_unavailable("listeners.routes.mode", "route.mode", mode.as_str())?;
     let send_proxy = send_proxy(route.send_proxy_protocol, &route.proxy_protocol_version)?;
-    if route.transparent {
-        refuse_unavailable("listeners.routes.transparent", "route.transparent", "true")?;
-        if let Some(unix) = backends.iter().find(|backend| matches!(backend, BackendAddr::Unix(_))) {
-            let problem = format_args!("the backend \"{unix}\" is a Unix socket, which shows no client address");
-            return Err(invalid("route.transparent", problem));
-        }
+    if route.transparent
+        && let Some(unix) = backends.iter().find(|backend| matches!(backend, BackendAddr::Unix(_)))
+    {
+        let problem = format_args!("the backend \"{unix}\" is a Unix socket, which shows no client address");
+        return Err(invalid("route.transparent", problem));
     }
     let splice = match route.splice.as_str() {
         "" => None,
@@ -271,10 +270,6 @@ mod tests {
             (
                 v1::Route { mode: "l7".into(), ..message("a.b", "a:1") },
                 "route.mode: \"l7\" is not available in mc-proxy",
-            ),
-            (
-                v1::Route { transparent: true, ..message("a.b", "a:1") },
-                "route.transparent: true is not available in mc-proxy",
             ),
             (
                 v1::Route { alpn: vec!["http/1.1".into(), "h2".into()], ..message("a.b", "a:1") },
