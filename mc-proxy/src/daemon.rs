@@ -565,3 +565,25 @@ impl Failure {
         Self { exit, message: format!("{what}: {}", describe(cause)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::AcceptProxy;
+
+    #[test]
+    fn the_kernel_does_not_limit_proxies() {
+        let listener = |addr: &str| Listener::new(addr.parse().unwrap());
+        let behind = |addr: &str| Listener { proxy: Some(AcceptProxy::default()), ..listener(addr) };
+        let listeners = [
+            listener(":443"),
+            behind("10.0.0.1:444"),
+            listener("10.0.0.2:444"),
+            listener("10.0.0.2:445"),
+            behind(":446"),
+        ];
+        let ports = [(443, true), (444, false), (445, true), (446, false)];
+        assert_eq!(listener_ports(&listeners, true), BTreeMap::from(ports));
+        assert!(listener_ports(&listeners, false).values().all(|is_limited| !is_limited));
+    }
+}

@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        desired::{Route, Target},
+        desired::{AcceptProxy, Route, Target},
         firewall::OffenceKind,
     };
 
@@ -180,6 +180,20 @@ mod tests {
         }
         let banned: Vec<_> = bans.drain(1, exempt).iter().map(|ban| ban.net.to_string()).collect();
         assert_eq!(banned, ["2001:db8:0:1::/64"]);
+    }
+
+    #[test]
+    fn proxies_are_exempt() {
+        let proxy = AcceptProxy { trusted: vec!["192.0.2.0/25".parse().unwrap()], trust_any: false };
+        let any = AcceptProxy { trusted: Vec::new(), trust_any: true };
+        let listeners = [
+            Listener { proxy: Some(proxy), ..Listener::new(":443".parse().unwrap()) },
+            Listener { proxy: Some(any), ..Listener::new(":444".parse().unwrap()) },
+            Listener::new(":80".parse().unwrap()),
+        ];
+        let exempt = |net: &str| has_proxy(&listeners, &net.parse().unwrap());
+        assert_eq!(["192.0.2.1/32", "192.0.2.0/24"].map(exempt), [true, true]);
+        assert_eq!(["192.0.2.128/32", "2001:db8::/64"].map(exempt), [false, false]);
     }
 
     #[test]

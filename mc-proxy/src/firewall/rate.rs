@@ -139,6 +139,17 @@ mod tests {
         assert_eq!([(); 5].map(|()| limiter.admit(source, START + 10 * SECOND)), [true, true, true, true, false]);
     }
 
+    /// Behind the kernel's limit the window is wider, but not for whom the kernel has not seen.
+    #[test]
+    fn a_source_that_a_header_names_has_the_window_that_was_set() {
+        let limiter = limiter(1, 1);
+        limiter.set_second(true);
+        for source in ["192.0.2.1", "192.0.2.2"].map(ip) {
+            assert!(limiter.admit_named(source, START) && !limiter.admit_named(source, START + SECOND - 1));
+            assert!(limiter.admit_named(source, START + SECOND));
+        }
+    }
+
     #[test]
     fn no_limit_takes_no_memory_and_refuses_nobody() {
         let limiter = RateLimiter::new(RateLimit::OFF);
