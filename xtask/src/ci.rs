@@ -15,6 +15,7 @@ use rustix::{
 };
 
 use crate::{
+    bench,
     cargo::{cargo, root, succeed},
     test,
 };
@@ -35,7 +36,7 @@ type Step<'a> = (&'static str, Box<dyn Fn() -> Result<()> + 'a>);
 
 /// Runs all steps; the first that fails ends it.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let steps: [Step<'_>; 8] = [
+    let steps: [Step<'_>; 9] = [
         ("format", Box::new(|| succeed(&mut cargo(&["fmt", "--all", "--check"])))),
         ("lints", Box::new(lints)),
         ("dependencies", Box::new(dependencies)),
@@ -43,6 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ("kernel program", Box::new(kernel_program)),
         ("systemd unit", Box::new(unit)),
         ("BPF file system", Box::new(mount_bpffs)),
+        ("other proxies", Box::new(other_proxies)),
         ("tests", Box::new(|| test::run(&test::Args { require_kernel: !args.without_kernel, cargo_args: Vec::new() }))),
     ];
     let mut times = Vec::new();
@@ -122,6 +124,16 @@ fn dependencies() -> Result<()> {
         }
     }
     succeed(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
+}
+
+/// HAProxy and nginx, with which the tests speak PROXY protocol. What is missing then is the tests' to tell.
+fn other_proxies() -> Result<()> {
+    if geteuid().is_root() {
+        bench::install_for_tests();
+    } else {
+        println!("SKIPPED: only root can install packages");
+    }
+    Ok(())
 }
 
 /// The daemon's default place for pins; containers come without it.

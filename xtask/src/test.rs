@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut tests = cargo(&["test", "--workspace", "--no-fail-fast"]);
     tests.args(&args.cargo_args).env("MC_PROXY_SKIPPED", &skipped);
     if args.require_kernel {
-        tests.env("MC_PROXY_REQUIRE_KERNEL", "1");
+        tests.env("MC_PROXY_REQUIRE_KERNEL", "1").env("MC_PROXY_REQUIRE_PEERS", "1");
     }
     let result = succeed(&mut tests);
     report(&skipped)?;

@@ -21,6 +21,7 @@ mod topology;
 
 use anyhow::Context;
 
+pub(crate) use self::packages::install_for_tests;
 use crate::cargo;
 
 const MC_PROXY: &str = "mc-proxy";

@@ -38,6 +38,13 @@ const FIREWALL_NEEDS: [Need; 8] = [
     Need { package: "libbpf-dev", evidence: "/usr/include/bpf/bpf_helpers.h", peer: None },
 ];
 
+/// Other proxies that the end-to-end tests speak PROXY protocol with.
+const TEST_NEEDS: [Need; 3] = [
+    Need { package: "haproxy", evidence: "haproxy", peer: None },
+    Need { package: "nginx", evidence: "nginx", peer: None },
+    Need { package: "libnginx-mod-stream", evidence: super::l4::NGINX_STREAM_MODULE, peer: None },
+];
+
 /// Finds a program as root's shell would, in the sbin directories too; an absolute path stands for itself.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     if Path::new(program).is_absolute() {
@@ -61,6 +68,11 @@ pub(super) fn install_missing(wanted: Option<&[String]>) {
 /// Installs what the firewall's benchmark lacks.
 pub(super) fn install_for_firewall() {
     install_lacking(FIREWALL_NEEDS.iter());
+}
+
+/// Installs what the end-to-end tests lack.
+pub(crate) fn install_for_tests() {
+    install_lacking(TEST_NEEDS.iter());
 }
 
 fn install_lacking(needs: impl Iterator<Item = &'static Need>) {
