@@ -28,10 +28,6 @@ fn mistakes_are_named_and_end_with_78() -> Result<()> {
         (route("hostname = \"app.example.com\""), vec!["backend"]),
         (route("hostname = \"app.example.com\"\nbackend = \"127.0.0.1\""), vec!["127.0.0.1", "host:port"]),
         (route("hostname = \"app.example.com\"\nbackend = \"127.0.0.1:1\"\nmode = \"l7\""), vec!["l7"]),
-        (
-            route("hostname = \"a.test\"\nbackend = \"127.0.0.1:1\"\nsend_proxy_protocol = true"),
-            vec!["send_proxy_protocol"],
-        ),
         (format!("{database}[[listeners]]\naddr = \":4443\"\nproxy_protocol = true\n"), vec!["proxy_protocol"]),
         (format!("{database}[firewall]\nrate_prefix_v6 = 128\n"), vec!["rate_prefix_v6"]),
         (

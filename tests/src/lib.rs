@@ -19,6 +19,7 @@ pub mod leak;
 pub mod log;
 pub mod manager;
 pub mod mmdb;
+pub mod peer;
 pub mod privilege;
 pub mod runbook;
 pub mod site;

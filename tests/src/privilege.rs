@@ -48,13 +48,19 @@ pub fn can_run(test: &str, missing: Option<String>) -> Result<bool> {
     if env::var_os(REQUIRE_VARIABLE).is_some_and(|value| value == "1") {
         bail!("{test} may not be skipped ({REQUIRE_VARIABLE}=1), but {reason}");
     }
+    skip(test, &reason)?;
+    Ok(false)
+}
+
+/// Says that `test` is skipped, and why.
+pub(crate) fn skip(test: &str, reason: &str) -> Result<()> {
     // Not `eprintln!`: the test runner swallows what a passing test prints through it.
     writeln!(io::stderr(), "SKIPPED {test}: {reason}")?;
     if let Some(path) = env::var_os(SKIPPED_VARIABLE) {
         let mut file = OpenOptions::new().append(true).create(true).open(path)?;
         writeln!(file, "{test}: {reason}")?;
     }
-    Ok(false)
+    Ok(())
 }
 
 /// The full path of a program in `PATH` or in the directories that a user's `PATH` may lack.
