@@ -62,7 +62,7 @@ fn check_writers(header: &Header) {
     assert!(line.len() <= MAX_V1);
     let endpoints = match &header.endpoints {
         known @ Endpoints::Inet { transport: Transport::Stream, .. } => known.clone(),
-        _ => Endpoints::Unknown,
+        Endpoints::Inet { .. } | Endpoints::Unix { .. } | Endpoints::Local | Endpoints::Unknown => Endpoints::Unknown,
     };
     assert_eq!(parse(&line), complete(Header { endpoints, tlvs: Default::default() }, line.len()));
 }

@@ -22,7 +22,8 @@ fn endpoints(wire: &[u8]) -> Result<Endpoints, HeaderError> {
 }
 
 fn inet(transport: Transport, source: &str, destination: &str) -> Endpoints {
-    Endpoints::Inet { transport, source: source.parse().unwrap(), destination: destination.parse().unwrap() }
+    let [source, destination] = [source, destination].map(|addr| addr.parse().expect("an address"));
+    Endpoints::Inet { transport, source, destination }
 }
 
 #[test]

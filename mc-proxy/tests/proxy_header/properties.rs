@@ -19,8 +19,8 @@ fn arb_endpoints() -> impl Strategy<Value = Endpoints> {
         (any::<[[u8; 4]; 2]>(), ports, transport.clone()).prop_map(move |(ips, p, t)| inet(ips.map(Into::into), p, t)),
         (any::<[[u8; 16]; 2]>(), ports, transport.clone()).prop_map(move |(ips, p, t)| inet(ips.map(Into::into), p, t)),
         (vec(any::<u8>(), 216), transport).prop_map(|(bytes, transport)| {
-            let (from, to) = bytes.split_at(108);
-            Endpoints::Unix { transport, paths: Box::new([from.try_into().unwrap(), to.try_into().unwrap()]) }
+            let (paths, _) = bytes.as_chunks();
+            Endpoints::Unix { transport, paths: Box::new([paths[0], paths[1]]) }
         }),
     ]
 }

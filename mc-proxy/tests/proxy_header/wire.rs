@@ -15,7 +15,7 @@ pub(crate) fn v2_with_len(version_command: u8, family: u8, len: u16, block: &[u8
 
 /// The same with the length that it has.
 pub(crate) fn v2(version_command: u8, family: u8, block: &[u8]) -> Vec<u8> {
-    v2_with_len(version_command, family, u16::try_from(block.len()).unwrap(), block)
+    v2_with_len(version_command, family, u16::try_from(block.len()).expect("a short block"), block)
 }
 
 /// `PROXY`, TCP over IPv4, with these TLVs.
@@ -24,5 +24,5 @@ pub(crate) fn with_tlvs(tlvs: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
-    [&[kind], u16::try_from(value.len()).unwrap().to_be_bytes().as_slice(), value].concat()
+    [&[kind], u16::try_from(value.len()).expect("a short value").to_be_bytes().as_slice(), value].concat()
 }
