@@ -307,8 +307,6 @@ fn features_of_later_versions_are_refused() {
         (format!("{route}mode = \"l7\""), "8:8: listeners.routes.mode = \"l7\""),
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
         (format!("{route}alpn = [\"h2\", \"http/1.1\"]"), "8:8: listeners.routes.alpn = [h2, http/1.1]"),
-        (format!("{route}splice = \"sockmap\""), "8:10: listeners.routes.splice = \"sockmap\""),
-        ("[proxy]\nsplice = \"sockmap\"".to_owned(), "4:10: proxy.splice = \"sockmap\""),
         ("[grpc]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: grpc.addr = \"127.0.0.1:9090\""),
         ("[grpc]\naddr = \":9090\"".to_owned(), "4:8: grpc.addr = \":9090\""),
         ("[metrics]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: metrics.addr = \"127.0.0.1:9090\""),
