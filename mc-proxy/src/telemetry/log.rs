@@ -30,6 +30,7 @@ use tracing_subscriber::{
     util::{SubscriberInitExt as _, TryInitError},
 };
 
+use super::batch::Batch;
 use crate::config::{Log, LogFormat};
 
 /// Target of this crate's events. Those of other crates are written from WARN up, whatever the level.
@@ -48,7 +49,7 @@ pub fn init(log: Log) -> Result<WorkerGuard, TryInitError> {
         .lossy(true)
         .buffered_lines_limit(BUFFERED_LINES)
         .thread_name("log")
-        .finish(io::stderr());
+        .finish(Batch::new(io::stderr()));
     subscriber(log, writer).try_init()?;
     Ok(guard)
 }

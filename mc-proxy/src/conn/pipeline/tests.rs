@@ -188,3 +188,12 @@ async fn one_connection_too_many() {
     assert_eq!(told.iter().filter(|kind| **kind == OffenceKind::Rate).count(), 2);
     assert_eq!(told.len(), 5);
 }
+
+/// A connection is this, its sockets and what is in flight. The limit is for those that wait for years.
+#[tokio::test]
+async fn the_task_of_a_connection_is_small() {
+    let bench = Bench::tls(Firewall::default());
+    let (served, _client) = bench.connect("192.0.2.1").await;
+    let size = size_of_val(&served);
+    assert!(size <= 2048, "{size} bytes");
+}
