@@ -109,6 +109,10 @@ fn an_address_follows_its_ttl_and_outlives_the_name_server() -> Result<()> {
     }
     let warnings = daemon.log().matching(&["could not be resolved"]);
     ensure!(warnings == [warning], "one warning is enough: {warnings:?}");
+    let names = host.edge.admin()?.status()?.names.context("no figures of names")?;
+    ensure!((names.kept, names.failing) == (1, 1) && names.failures >= 2, "{names:?}");
+    let shown = host.edge.ctl(&["status"])?;
+    ensure!(shown.contains("names: kept=1 failing=1 "), "{shown}");
 
     host.dns.set("app.test", &["127.0.0.2"], 3_600)?;
     host.dns.set_mood(Mood::Answers);

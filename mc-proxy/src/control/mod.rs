@@ -97,6 +97,8 @@ pub struct Status {
     pub memory: MemoryStatus,
     /// How often no connection could be accepted although some were waiting.
     pub accept_failures: u64,
+    /// Backends' names.
+    pub names: crate::net::resolve::Figures,
 }
 
 /// Memory of connections, in bytes.

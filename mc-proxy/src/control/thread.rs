@@ -299,6 +299,7 @@ impl Thread {
                 kernel_sockets: memory::socket_bytes().ok(),
             },
             accept_failures: edge.counters.accept_failures(),
+            names: edge.resolver.figures(),
         }
     }
 

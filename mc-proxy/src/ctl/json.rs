@@ -45,6 +45,12 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
             "kernel_socket_bytes": memory.kernel_socket_bytes,
         })),
         "accept_failures": status.accept_failures,
+        "names": status.names.as_ref().map(|names| json!({
+            "kept": names.kept,
+            "failing": names.failing,
+            "lookups": names.lookups,
+            "failures": names.failures,
+        })),
         "firewall": status.firewall.as_ref().map(firewall),
         "splice": status.splice,
         "kernel_splice": status.kernel_splice.as_ref().map(kernel_splice),

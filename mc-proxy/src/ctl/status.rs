@@ -37,6 +37,14 @@ fn text(status: &v1::GetStatusResponse) -> String {
     if let Some(memory) = &status.memory {
         write_memory(&mut out, memory, status.accept_failures);
     }
+    // Whoever has no backend by name need not read of them.
+    if let Some(names) = status.names.as_ref().filter(|names| names.lookups > 0) {
+        let _ = writeln!(
+            out,
+            "names: kept={} failing={} lookups={} failures={}",
+            names.kept, names.failing, names.lookups, names.failures
+        );
+    }
     let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
     if !ended.is_empty() {
         let _ = write!(out, "ended:");

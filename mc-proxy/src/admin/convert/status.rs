@@ -41,6 +41,12 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
             kernel_socket_bytes: status.memory.kernel_sockets.unwrap_or(0),
         }),
         accept_failures: status.accept_failures,
+        names: Some(v1::NameStatus {
+            kept: status.names.kept,
+            failing: status.names.failing,
+            lookups: status.names.lookups,
+            failures: status.names.failures,
+        }),
         splice: status.splice.as_str().to_owned(),
         kernel_splice: Some(kernel_splice(status.kernel_splice)),
     }
@@ -158,6 +164,7 @@ mod tests {
             backend_bytes: 2,
             memory: control::MemoryStatus { used: 3, limit: 4, kernel_sockets: Some(5) },
             accept_failures: 6,
+            names: crate::net::resolve::Figures { kept: 7, failing: 8, lookups: 9, failures: 10 },
         });
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
@@ -171,6 +178,7 @@ mod tests {
         assert_eq!(status.started_at.unwrap().to_string(), "2023-11-14T22:13:20Z");
         let expected = v1::MemoryStatus { used_bytes: 3, limit_bytes: 4, kernel_socket_bytes: 5 };
         assert_eq!((status.memory, status.accept_failures), (Some(expected), 6));
+        assert_eq!(status.names, Some(v1::NameStatus { kept: 7, failing: 8, lookups: 9, failures: 10 }));
         assert_eq!(status.total_connections, i64::MAX);
         let firewall = status.firewall.unwrap();
         assert!((90..100).contains(&firewall.geoip.unwrap().age_seconds));

@@ -138,6 +138,7 @@ impl Desk {
             backend_bytes: 2,
             memory: crate::control::MemoryStatus::default(),
             accept_failures: 0,
+            names: crate::net::resolve::Figures::default(),
         }
     }
 }

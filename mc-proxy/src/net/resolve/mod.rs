@@ -53,6 +53,19 @@ pub struct Resolver {
     source: Arc<Source>,
 }
 
+/// What a [`Resolver`] has to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Names that are asked for again as their answers age.
+    pub kept: u64,
+    /// Of these, names whose last look-up failed.
+    pub failing: u64,
+    /// Look-ups since the start.
+    pub lookups: u64,
+    /// Of these, those that failed.
+    pub failures: u64,
+}
+
 /// Addresses of a name, at least one.
 #[derive(Clone, Debug)]
 pub struct Addresses {
@@ -115,9 +128,16 @@ impl Resolver {
         self.names.load().get(host).map(|name| Arc::clone(&name.answer.load().ips)).unwrap_or_default()
     }
 
-    /// Look-ups since the start, and how many of them failed.
-    pub fn lookups(&self) -> (u64, u64) {
-        (self.source.lookups.load(Relaxed), self.source.failures.load(Relaxed))
+    /// What it has to do.
+    pub fn figures(&self) -> Figures {
+        let names = self.names.load();
+        let kept: Vec<_> = names.values().filter(|name| name.is_kept.load(Relaxed)).collect();
+        Figures {
+            kept: kept.len() as u64,
+            failing: kept.iter().filter(|name| name.answer.load().error.is_some()).count() as u64,
+            lookups: self.source.lookups.load(Relaxed),
+            failures: self.source.failures.load(Relaxed),
+        }
     }
 
     fn name(&self, host: &str) -> Arc<Name> {
