@@ -10,11 +10,15 @@
 
 use std::{
     io,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     task::{Context, Poll},
 };
 
 use mc_proxy_common::user::tcp::TcpInfo;
+use rustix::{
+    io::Errno,
+    net::{self, RecvFlags},
+};
 
 use super::pair::{Slot, written};
 use crate::net::{
@@ -178,6 +182,12 @@ impl Spliced {
                 if !is_even || self.has_ended || !pump.is_open() || self.stays_in_userspace(look.mode) {
                     return Ok(Pumped::Waiting);
                 }
+                // What came before the program was there is judged only when it is asked for, and the reactor may not have
+                // told of it yet: without this question it would lie there until more comes.
+                if look.source.try_read_with(peek) != Err(Errno::AGAIN) {
+                    self.is_waiting = true;
+                    return Ok(Pumped::Waiting);
+                }
                 self.renew(look)?;
                 Ok(if self.credit == 0 { Pumped::Waiting } else { Pumped::Even })
             }
@@ -219,6 +229,10 @@ impl Spliced {
     fn written(&self, target: &Socket) -> Result<u64, Side> {
         written(target.as_fd()).map(|written| written.saturating_sub(self.base)).map_err(|_| Side::Target)
     }
+}
+
+fn peek(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
+    net::recv(fd, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(read, _)| read)
 }
 
 /// What came of carrying over.
