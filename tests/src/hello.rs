@@ -1,24 +1,45 @@
 //! ClientHellos (RFC 8446 §4.1.2) byte by byte: for what no TLS library would send.
 
 const EXTENSION_SERVER_NAME: u16 = 0;
+const EXTENSION_ALPN: u16 = 16;
 const EXTENSION_PADDING: u16 = 21;
 
 /// A ClientHello that is being made.
 #[derive(Clone, Debug)]
 pub struct Hello {
     server_name: Option<Vec<u8>>,
+    extra: Vec<(u16, Vec<u8>)>,
     size: usize,
 }
 
 impl Hello {
     /// Asks for `name`, whatever bytes these are.
     pub fn to(name: impl AsRef<[u8]>) -> Self {
-        Self { server_name: Some(name.as_ref().to_owned()), size: 0 }
+        Self { server_name: Some(name.as_ref().to_owned()), extra: Vec::new(), size: 0 }
     }
 
     /// Has no `server_name` extension.
     pub fn without_name() -> Self {
-        Self { server_name: None, size: 0 }
+        Self { server_name: None, extra: Vec::new(), size: 0 }
+    }
+
+    /// Offers application protocols (RFC 7301); none of them is no offer.
+    pub fn offering(self, names: &[&str]) -> Self {
+        if names.is_empty() {
+            return self;
+        }
+        let entry = |name: &&str| {
+            let length = u8::try_from(name.len()).expect("a protocol's name has at most 255 bytes");
+            [&[length], name.as_bytes()].concat()
+        };
+        let list = names.iter().flat_map(entry).collect::<Vec<_>>();
+        self.with_extension(EXTENSION_ALPN, &prefixed(&list))
+    }
+
+    /// With an extension of any kind and content.
+    pub fn with_extension(mut self, kind: u16, data: &[u8]) -> Self {
+        self.extra.push((kind, data.to_vec()));
+        self
     }
 
     /// Padded (RFC 7685) so that the handshake message has at least `size` bytes. The padding comes first and the
@@ -61,6 +82,9 @@ impl Hello {
         extensions.extend(extension(43, &[4, 0x03, 0x04, 0x03, 0x03]));
         extensions.extend(extension(10, &[0, 2, 0x00, 0x1d]));
         extensions.extend(extension(13, &[0, 2, 0x04, 0x03]));
+        for (kind, data) in &self.extra {
+            extensions.extend(extension(*kind, data));
+        }
         if let Some(length) = padding {
             extensions.extend(extension(EXTENSION_PADDING, &vec![0; length]));
         }

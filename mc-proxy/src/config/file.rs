@@ -323,11 +323,11 @@ impl Reader<'_, '_> {
                 (None, Some(value)) => Input::Toml(value),
                 (None, None) => continue,
             };
-            if let Some(value) = input.as_text_or_list()
+            if let Some(value) = input.as_text()
                 && let Some(remedy) = unavailable::remedy_in(self.unavailable, &path, &value)
             {
                 let version = env!("CARGO_PKG_VERSION");
-                let shown = if input.as_text().is_some() { input.shown() } else { format!("[{value}]") };
+                let shown = input.shown();
                 self.report
                     .error(&input.at(), format!("{path} = {shown} is not available in mc-proxy {version}; {remedy}"));
                 continue;
@@ -394,16 +394,6 @@ impl Input<'_> {
                 DeValue::Array(_) | DeValue::Table(_) => None,
             },
         }
-    }
-
-    /// A scalar without quotes, or the scalars of a list.
-    fn as_text_or_list(&self) -> Option<String> {
-        let list = match self {
-            Self::Variable(_) => None,
-            Self::Toml(value) => value.get_ref().as_array(),
-        };
-        let Some(list) = list else { return self.as_text() };
-        Some(list.iter().filter_map(|item| Input::Toml(item).as_text()).collect::<Vec<_>>().join(", "))
     }
 
     /// A scalar as it would be typed in the file.

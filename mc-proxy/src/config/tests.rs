@@ -306,7 +306,6 @@ fn features_of_later_versions_are_refused() {
         (format!("{listener}protocol = \"http-redirect\""), "5:12: listeners.protocol = \"http-redirect\""),
         (format!("{route}mode = \"l7\""), "8:8: listeners.routes.mode = \"l7\""),
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
-        (format!("{route}alpn = [\"h2\", \"http/1.1\"]"), "8:8: listeners.routes.alpn = [h2, http/1.1]"),
         ("[grpc]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: grpc.addr = \"127.0.0.1:9090\""),
         ("[grpc]\naddr = \":9090\"".to_owned(), "4:8: grpc.addr = \":9090\""),
         ("[metrics]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: metrics.addr = \"127.0.0.1:9090\""),

@@ -77,7 +77,7 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 57] = [
+    pub const ALL: [Self; 61] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -131,6 +131,10 @@ impl Outcome {
         Self::Hello(HelloError::ServerNameRepeated),
         Self::Hello(HelloError::ServerNameMany),
         Self::Hello(HelloError::ServerNameType),
+        Self::Hello(HelloError::AlpnMalformed),
+        Self::Hello(HelloError::AlpnRepeated),
+        Self::Hello(HelloError::VersionsMalformed),
+        Self::Hello(HelloError::VersionsRepeated),
         Self::Hello(HelloError::ServerName(ServerNameError::Empty)),
         Self::Hello(HelloError::ServerName(ServerNameError::Nul)),
         Self::Hello(HelloError::ServerName(ServerNameError::IpLiteral)),

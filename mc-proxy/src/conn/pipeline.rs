@@ -6,7 +6,7 @@
 //! firewall   firewall       the client's address against the rules, and a place of its source's; the kernel has dropped
 //!                           what it knew
 //! greet      tls            the ClientHello is read whole, its bytes are kept
-//! route      route          listener and server name -> target
+//! route      route          listener, server name and ALPN -> target
 //! dial       net::dial      the first backend that answers; the ClientHello goes out with the connect
 //! relay      net::relay     every byte, both ways, half-close kept
 //! outcome    conn::record   exactly one: log line and counters
@@ -60,7 +60,8 @@ async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Ou
     };
     let Some(charge) = place.known() else { return Outcome::OverMemory };
     let routes = record.permit().listener().routes.load();
-    let Some(target) = routes.lookup(record.server_name.as_ref()).map(|found| Arc::clone(found.target)) else {
+    let Some(target) = routes.lookup(record.server_name.as_ref(), &record.alpn).map(|found| Arc::clone(found.target))
+    else {
         drop(routes);
         record.report(Outcome::NoRoute);
         return refuse_name(client, record).await;
@@ -163,6 +164,8 @@ async fn greet(
         match reader.advance(&bytes) {
             Progress::Complete(hello) => {
                 record.server_name = hello.server_name;
+                record.alpn = hello.alpn;
+                record.tls = hello.versions;
                 return Ok(bytes);
             }
             Progress::Invalid(error) => return Err(Outcome::Hello(error)),

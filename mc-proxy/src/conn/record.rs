@@ -16,7 +16,7 @@ use crate::{
     },
     proxy_header::Tlvs,
     telemetry::limit::LineLimit,
-    tls::ServerName,
+    tls::{AlpnOffer, ServerName, TlsVersions},
 };
 
 /// More of them say nothing new.
@@ -45,6 +45,10 @@ pub(super) struct Record {
     /// Nobody is banned for what is done under this address.
     pub(super) is_blameless: bool,
     pub(super) server_name: Option<ServerName>,
+    /// What the client offers.
+    pub(super) alpn: AlpnOffer,
+    /// What the client offers.
+    pub(super) tls: TlsVersions,
     pub(super) backend: Option<BackendAddr>,
     pub(super) transferred: Transferred,
 }
@@ -65,6 +69,8 @@ impl Record {
             unique_id: None,
             is_blameless: false,
             server_name: None,
+            alpn: AlpnOffer::default(),
+            tls: TlsVersions::default(),
             backend: None,
             transferred: Transferred::default(),
         }
@@ -170,6 +176,8 @@ impl Record {
                     cn = ssl.filter(|ssl| ssl.is_verified()).and_then(|ssl| ssl.common_name.as_ref()).map(|name| tracing::field::display(name.escape_ascii())),
                     listener = %self.permit.listener().addr,
                     sni = self.server_name.as_ref().map(tracing::field::display),
+                    alpn = Some(&self.alpn).filter(|offer| !offer.is_empty()).map(tracing::field::display),
+                    tls = Some(self.tls).filter(|versions| !versions.is_empty()).map(tracing::field::display),
                     backend = self.backend.as_ref().map(tracing::field::display),
                     reason = outcome.reason(),
                     group = self.group.and_then(|group| self.edge().firewall.groups.name(group)).map(tracing::field::display),

@@ -11,7 +11,7 @@ use super::{Considered, ControlError, ExplainRequest, Explanation, KernelAnswer,
 use crate::{
     clock,
     firewall::{Action, Rule, RuleScope},
-    tls::ServerName,
+    tls::{AlpnOffer, ServerName},
 };
 
 /// What the program returns for a packet that it drops (`enum xdp_action`).
@@ -53,7 +53,7 @@ impl Thread {
         let kernel = self.ask_kernel(source, port, is_drop, words);
         let user = if is_drop { format!("refuses the connection: {words}") } else { format!("lets it in: {words}") };
         let route = match &request.server_name {
-            Some(name) => Some(self.route_of(index, name)?),
+            Some(name) => Some(self.route_of(index, name, &request.alpn)?),
             None => None,
         };
         Ok(Explanation {
@@ -83,12 +83,12 @@ impl Thread {
         }
     }
 
-    fn route_of(&self, listener: usize, name: &str) -> Result<String, ControlError> {
+    fn route_of(&self, listener: usize, name: &str, alpn: &[String]) -> Result<String, ControlError> {
         let name: ServerName =
             name.parse().map_err(|error| ControlError::Refused(format!("server_name: {name:?}: {error}")))?;
         let Some(listening) = self.owned.listening.get(listener) else { return Err(ControlError::Stopping) };
         let routes = listening.routes.load();
-        Ok(match routes.lookup(Some(&name)) {
+        Ok(match routes.lookup(Some(&name), &AlpnOffer::of(alpn)) {
             Some(found) => {
                 let backends: Vec<_> = found.target.backends.iter().map(ToString::to_string).collect();
                 backends.join(", ")

@@ -121,6 +121,8 @@ pub struct ExplainRequest {
     pub listener: Option<String>,
     /// To be told the route.
     pub server_name: Option<String>,
+    /// What the client offers by ALPN, which may decide on the route.
+    pub alpn: Vec<String>,
 }
 
 /// What becomes of packets and connections from an address.

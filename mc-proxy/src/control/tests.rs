@@ -11,7 +11,7 @@ mod support;
 use support::{Bench, listener, route};
 
 use super::*;
-use crate::{conn::Listening, desired::L7PolicyKind, route::Pattern};
+use crate::{conn::Listening, desired::L7PolicyKind, route::Pattern, tls::AlpnOffer};
 
 #[tokio::test]
 async fn routes_are_published_as_a_whole_and_stored() {
@@ -19,7 +19,11 @@ async fn routes_are_published_as_a_whole_and_stored() {
     let listener = || listener().addr.to_string();
     let name: crate::tls::ServerName = "a.example".parse().unwrap();
     let backend = |listening: &Listening| {
-        listening.routes.load().lookup(Some(&name)).map(|found| found.target.backends[0].to_string())
+        listening
+            .routes
+            .load()
+            .lookup(Some(&name), &AlpnOffer::default())
+            .map(|found| found.target.backends[0].to_string())
     };
     bench.control.add_route(listener(), route("a.example", "10.0.0.1:443")).await.unwrap();
     bench.control.add_route(listener(), route("*.example", "10.0.0.2:443")).await.unwrap();

@@ -5,18 +5,29 @@ use std::{collections::HashMap, fmt, sync::Arc};
 use super::Pattern;
 use crate::{
     desired::{Route, Target},
-    tls::ServerName,
+    tls::{AlpnOffer, ServerName},
 };
 
-/// Finds the target of a server name: the exact hostname first, then the longest wildcard, then the default.
+/// Finds the target for a server name and an ALPN offer: the exact hostname first, then the longest wildcard, then the
+/// shorter ones, then the default. Of the routes of one hostname, those that list ALPN names come first, in their order,
+/// and the one that lists none is for everybody else; where neither is, the search goes on.
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
-    exact: HashMap<ServerName, Arc<Target>>,
+    exact: HashMap<ServerName, Choices>,
     /// By what follows `*.`.
-    wildcard: HashMap<ServerName, Arc<Target>>,
+    wildcard: HashMap<ServerName, Choices>,
     /// The labels of the longest key of `wildcard`: a name of 127 labels does not cost 127 look-ups.
     wildcard_labels: usize,
     default: Option<Arc<Target>>,
+    len: usize,
+}
+
+/// The routes of one hostname.
+#[derive(Clone, Debug, Default)]
+struct Choices {
+    /// With the ALPN names that they list.
+    by_alpn: Vec<(Box<[String]>, Arc<Target>)>,
+    any: Option<Arc<Target>>,
 }
 
 /// Where a connection goes, and why there.
@@ -24,6 +35,8 @@ pub struct RouteTable {
 pub struct RouteMatch<'a> {
     /// Which route it was.
     pub rule: MatchedRule<'a>,
+    /// The ALPN names that the route lists.
+    pub alpn: &'a [String],
     /// Shared with the table: a connection keeps its target when the table is replaced.
     pub target: &'a Arc<Target>,
 }
@@ -40,33 +53,37 @@ pub enum MatchedRule<'a> {
 }
 
 impl RouteTable {
-    /// Builds the table. Of two routes with one hostname the later counts.
+    /// Builds the table. Of two routes with one hostname and the same ALPN names the later counts.
     pub fn new(routes: &[Route], default: Option<Target>) -> Self {
         let mut table = Self { default: default.map(Arc::new), ..Self::default() };
         for route in routes {
-            let target = Arc::new(route.target.clone());
-            match &route.hostname {
-                Pattern::Exact(name) => table.exact.insert(name.clone(), target),
+            let (names, hostname) = match &route.hostname {
+                Pattern::Exact(name) => (&mut table.exact, name),
                 Pattern::Wildcard(suffix) => {
                     table.wildcard_labels = table.wildcard_labels.max(label_count(suffix.as_str()));
-                    table.wildcard.insert(suffix.clone(), target)
+                    (&mut table.wildcard, suffix)
                 }
             };
+            let choices = names.entry(hostname.clone()).or_default();
+            table.len += usize::from(choices.add(&route.alpn, Arc::new(route.target.clone())));
         }
         table
     }
 
-    /// The route of a server name; without a name, or with one that no route has, the default.
-    pub fn lookup(&self, name: Option<&ServerName>) -> Option<RouteMatch<'_>> {
-        name.and_then(|name| self.lookup_exact(name).or_else(|| self.lookup_wildcard(name))).or_else(|| {
-            let target = self.default.as_ref()?;
-            Some(RouteMatch { rule: MatchedRule::Default, target })
-        })
+    /// The route for a server name and what the client offers by ALPN; without a name, or when no route is for it, the
+    /// default. Allocates nothing.
+    pub fn lookup(&self, name: Option<&ServerName>, offer: &AlpnOffer) -> Option<RouteMatch<'_>> {
+        name.and_then(|name| self.lookup_exact(name, offer).or_else(|| self.lookup_wildcard(name, offer))).or_else(
+            || {
+                let target = self.default.as_ref()?;
+                Some(RouteMatch { rule: MatchedRule::Default, alpn: &[], target })
+            },
+        )
     }
 
     /// How many routes there are, the default not counted.
     pub fn len(&self) -> usize {
-        self.exact.len() + self.wildcard.len()
+        self.len
     }
 
     /// Whether there is no route but perhaps the default.
@@ -74,24 +91,52 @@ impl RouteTable {
         self.len() == 0
     }
 
-    fn lookup_exact(&self, name: &ServerName) -> Option<RouteMatch<'_>> {
-        let (name, target) = self.exact.get_key_value(name)?;
-        Some(RouteMatch { rule: MatchedRule::Exact(name), target })
+    fn lookup_exact(&self, name: &ServerName, offer: &AlpnOffer) -> Option<RouteMatch<'_>> {
+        let (name, choices) = self.exact.get_key_value(name)?;
+        choices.of(MatchedRule::Exact(name), offer)
     }
 
-    fn lookup_wildcard(&self, name: &ServerName) -> Option<RouteMatch<'_>> {
+    fn lookup_wildcard(&self, name: &ServerName, offer: &AlpnOffer) -> Option<RouteMatch<'_>> {
         let name = name.as_str();
         let too_long = label_count(name).saturating_sub(self.wildcard_labels);
         // The first label is what the star stands for, however short the name.
         let skipped = too_long.max(1);
         let mut suffix = name.splitn(skipped + 1, '.').nth(skipped);
         while let Some(candidate) = suffix {
-            if let Some((suffix, target)) = self.wildcard.get_key_value(candidate) {
-                return Some(RouteMatch { rule: MatchedRule::Wildcard(suffix), target });
+            if let Some((suffix, choices)) = self.wildcard.get_key_value(candidate)
+                && let Some(found) = choices.of(MatchedRule::Wildcard(suffix), offer)
+            {
+                return Some(found);
             }
             suffix = candidate.split_once('.').map(|(_, rest)| rest);
         }
         None
+    }
+}
+
+impl Choices {
+    /// Whether it is one more, and not in the place of another.
+    fn add(&mut self, alpn: &[String], target: Arc<Target>) -> bool {
+        if alpn.is_empty() {
+            return self.any.replace(target).is_none();
+        }
+        match self.by_alpn.iter_mut().find(|(known, _)| known.as_ref() == alpn) {
+            Some((_, known)) => {
+                *known = target;
+                false
+            }
+            None => {
+                self.by_alpn.push((alpn.into(), target));
+                true
+            }
+        }
+    }
+
+    fn of<'a>(&'a self, rule: MatchedRule<'a>, offer: &AlpnOffer) -> Option<RouteMatch<'a>> {
+        match self.by_alpn.iter().find(|(names, _)| offer.has_any(names)) {
+            Some((alpn, target)) => Some(RouteMatch { rule, alpn, target }),
+            None => self.any.as_ref().map(|target| RouteMatch { rule, alpn: &[], target }),
+        }
     }
 }
 
@@ -134,7 +179,9 @@ mod tests {
 
     fn found(table: &RouteTable, name: &str) -> Option<String> {
         let name = name.parse::<ServerName>().unwrap();
-        table.lookup(Some(&name)).map(|found| format!("{} {}", found.rule, found.target.backends[0]))
+        table
+            .lookup(Some(&name), &AlpnOffer::default())
+            .map(|found| format!("{} {}", found.rule, found.target.backends[0]))
     }
 
     #[test]
@@ -152,7 +199,7 @@ mod tests {
         ] {
             assert_eq!(found(&table, name).as_deref(), Some(expected), "{name}");
         }
-        assert_eq!(table.lookup(None).map(|found| found.rule), Some(MatchedRule::Default));
+        assert_eq!(table.lookup(None, &AlpnOffer::of(["h2"])).map(|found| found.rule), Some(MatchedRule::Default));
         assert_eq!(table.len(), 4);
     }
 
@@ -161,7 +208,7 @@ mod tests {
         let table = table(&["*.example.com"], None);
         assert_eq!(found(&table, "example.com"), None, "a wildcard does not match its own suffix");
         assert_eq!(found(&table, "a.example.org"), None);
-        assert_eq!(table.lookup(None), None);
+        assert_eq!(table.lookup(None, &AlpnOffer::default()), None);
         assert!(RouteTable::default().is_empty());
     }
 
@@ -203,17 +250,63 @@ mod tests {
         assert_eq!(found(&table, "h0.example"), None);
     }
 
-    /// What `lookup` has to agree with, read off the rule: filter, then the longest.
-    fn reference<'a>(routes: &'a [Route], name: &ServerName) -> Option<&'a Pattern> {
-        let matches = |route: &&Route| match &route.hostname {
+    fn with_alpn(hostname: &str, alpn: &[&str], port: u16) -> Route {
+        let alpn = alpn.iter().map(|name| (*name).to_owned()).collect();
+        Route { hostname: hostname.parse().unwrap(), alpn, target: target(port) }
+    }
+
+    #[test]
+    fn alpn_decides_among_the_routes_of_a_name() {
+        let routes = [
+            with_alpn("a.b.example", &[], 1),
+            with_alpn("a.b.example", &["acme-tls/1"], 2),
+            with_alpn("a.b.example", &["h2", "http/1.1"], 3),
+            with_alpn("a.b.example", &["h2"], 4),
+            with_alpn("only.b.example", &["h2"], 5),
+            with_alpn("*.b.example", &["acme-tls/1"], 6),
+            with_alpn("*.example", &[], 7),
+        ];
+        let table = RouteTable::new(&routes, Some(target(99)));
+        assert_eq!(table.len(), 7);
+        for (name, offer, expected) in [
+            ("a.b.example", vec![], 1),
+            ("a.b.example", vec!["acme-tls/1"], 2),
+            ("a.b.example", vec!["http/1.1"], 3),
+            ("a.b.example", vec!["h2"], 3),
+            ("a.b.example", vec!["h2", "acme-tls/1"], 2),
+            ("a.b.example", vec!["smtp"], 1),
+            ("only.b.example", vec!["h2"], 5),
+            ("only.b.example", vec!["acme-tls/1"], 6),
+            ("only.b.example", vec!["http/1.1"], 7),
+            ("only.b.example", vec![], 7),
+            ("elsewhere", vec!["h2"], 99),
+        ] {
+            let found = table.lookup(Some(&name.parse().unwrap()), &AlpnOffer::of(&offer)).unwrap();
+            assert_eq!(found.target.backends, target(expected).backends, "{name} {offer:?}");
+        }
+        let found = table.lookup(Some(&"a.b.example".parse().unwrap()), &AlpnOffer::of(["h2"])).unwrap();
+        assert_eq!((found.rule.to_string().as_str(), found.alpn), ("a.b.example", &routes[2].alpn[..]));
+        let strict = RouteTable::new(&routes[4..5], None);
+        assert_eq!(strict.lookup(Some(&"only.b.example".parse().unwrap()), &AlpnOffer::of(["h3"])), None);
+    }
+
+    /// What `lookup` has to agree with, read off the rule: filter, then the best; the routes differ in their keys.
+    fn reference<'a>(routes: &'a [Route], name: &ServerName, offer: &[&str]) -> Option<&'a Route> {
+        let is_named = |route: &Route| match &route.hostname {
             Pattern::Exact(hostname) => hostname == name,
             Pattern::Wildcard(suffix) => name.as_str().ends_with(&format!(".{suffix}")),
         };
-        let rank = |route: &&Route| match &route.hostname {
-            Pattern::Exact(_) => usize::MAX,
-            Pattern::Wildcard(suffix) => suffix.as_str().len(),
+        let is_offered =
+            |route: &Route| route.alpn.is_empty() || route.alpn.iter().any(|name| offer.contains(&name.as_str()));
+        let rank = |(index, route): &(usize, &Route)| {
+            let length = match &route.hostname {
+                Pattern::Exact(_) => usize::MAX,
+                Pattern::Wildcard(suffix) => suffix.as_str().len(),
+            };
+            (length, !route.alpn.is_empty(), std::cmp::Reverse(*index))
         };
-        routes.iter().filter(matches).max_by_key(rank).map(|route| &route.hostname)
+        let matching = routes.iter().enumerate().filter(|(_, route)| is_named(route) && is_offered(route));
+        matching.max_by_key(rank).map(|(_, route)| route)
     }
 
     fn arb_name() -> impl Strategy<Value = String> {
@@ -221,27 +314,34 @@ mod tests {
         proptest::collection::vec("[ab]{1,2}", 1..6).prop_map(|labels| labels.join("."))
     }
 
+    const NAMES: [&str; 4] = ["h2", "http/1.1", "acme-tls/1", "x"];
+
     proptest! {
         #[test]
         fn agrees_with_the_reference(
-            hostnames in proptest::collection::vec((any::<bool>(), arb_name()), 0..40),
-            names in proptest::collection::vec(arb_name(), 1..40),
+            hostnames in proptest::collection::vec((any::<bool>(), arb_name(), 0_usize..16), 0..40),
+            names in proptest::collection::vec((arb_name(), proptest::sample::subsequence(&NAMES, 0..=4)), 1..40),
             has_default: bool,
         ) {
-            let routes = hostnames
-                .iter()
-                .map(|(is_wildcard, name)| {
-                    let hostname = if *is_wildcard { format!("*.{name}") } else { name.clone() };
-                    Route { hostname: hostname.parse().unwrap(), alpn: Vec::new(), target: target(1) }
-                })
-                .collect::<Vec<_>>();
+            let mut routes = Vec::<Route>::new();
+            for ((is_wildcard, name, set), port) in hostnames.iter().zip(1000..) {
+                let hostname = if *is_wildcard { format!("*.{name}") } else { name.clone() };
+                let alpn = NAMES.iter().zip(0..).filter(|(_, bit)| set & (1 << bit) != 0).map(|(name, _)| *name);
+                // A third of them for any client.
+                let alpn = if set % 3 == 0 { Vec::new() } else { alpn.collect() };
+                let route = with_alpn(&hostname, &alpn, port);
+                match routes.iter_mut().find(|known| known.is(&route.key())) {
+                    Some(known) => *known = route,
+                    None => routes.push(route),
+                }
+            }
             let table = RouteTable::new(&routes, has_default.then(|| target(2)));
-            for name in names {
+            prop_assert_eq!(table.len(), routes.len());
+            for (name, offer) in names {
                 let name = name.parse::<ServerName>().unwrap();
-                let expected = reference(&routes, &name)
-                    .map(Pattern::to_string)
-                    .or_else(|| has_default.then(|| "(default)".to_owned()));
-                prop_assert_eq!(table.lookup(Some(&name)).map(|found| found.rule.to_string()), expected);
+                let expected = reference(&routes, &name, &offer).map(|route| route.target.clone());
+                let found = table.lookup(Some(&name), &AlpnOffer::of(&offer));
+                prop_assert_eq!(found.map(|found| Target::clone(found.target)), expected.or_else(|| has_default.then(|| target(2))));
             }
         }
     }

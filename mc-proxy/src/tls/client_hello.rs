@@ -5,13 +5,13 @@
 //! that it depends on are there, so the outcome does not depend on how the bytes were cut on their way.
 //!
 //! What TLS asks of a server and routing does not need is left to the backend: versions, ciphers, the contents of
-//! extensions other than `server_name`. A hello without `signature_algorithms`, or without extensions, is routed.
+//! extensions other than `server_name`, ALPN and `supported_versions`. A hello without `signature_algorithms`, or without extensions, is routed.
 
 #![warn(clippy::indexing_slicing)]
 
 use std::borrow::Cow;
 
-use super::{ServerName, ServerNameError};
+use super::{AlpnOffer, ServerName, ServerNameError, TlsVersions, cursor::Cursor};
 
 /// The largest ClientHello that is read, in bytes of handshake, its four-byte header included.
 pub const MAX_HELLO: usize = 64 << 10;
@@ -32,6 +32,8 @@ const MAX_RECORD: usize = 1 << 14;
 const CONTENT_HANDSHAKE: u8 = 22;
 const HANDSHAKE_CLIENT_HELLO: u8 = 1;
 const EXTENSION_SERVER_NAME: u16 = 0;
+const EXTENSION_ALPN: u16 = 16;
+const EXTENSION_SUPPORTED_VERSIONS: u16 = 43;
 const NAME_TYPE_HOST_NAME: u8 = 0;
 
 /// Reads one ClientHello as its bytes arrive. It keeps positions and no bytes; an [`advance`](Self::advance) costs time
@@ -61,11 +63,15 @@ pub enum Progress {
     Invalid(HelloError),
 }
 
-/// What a hello says about where it wants to go.
+/// What a hello says about where it wants to go, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHello {
     /// The one `host_name` of the `server_name` extension (RFC 6066 §3); `None` if the hello is without the extension.
     pub server_name: Option<ServerName>,
+    /// The names of the `application_layer_protocol_negotiation` extension.
+    pub alpn: AlpnOffer,
+    /// Of `supported_versions`, or the one that the hello begins with.
+    pub versions: TlsVersions,
 }
 
 /// Why bytes are not a ClientHello that is routed.
@@ -114,6 +120,18 @@ pub enum HelloError {
     /// A name of a type other than `host_name`.
     #[error("a server name of an unknown type")]
     ServerNameType,
+    /// An ALPN extension that is not a list of names, or a list without a name, or with an empty one.
+    #[error("a malformed ALPN extension")]
+    AlpnMalformed,
+    /// The extension twice.
+    #[error("the ALPN extension twice")]
+    AlpnRepeated,
+    /// A `supported_versions` extension that is not a list of versions.
+    #[error("a malformed supported_versions extension")]
+    VersionsMalformed,
+    /// The extension twice.
+    #[error("the supported_versions extension twice")]
+    VersionsRepeated,
     /// A `host_name` that is not one.
     #[error("server name: {0}")]
     ServerName(#[from] ServerNameError),
@@ -231,6 +249,10 @@ impl HelloError {
             Self::ServerNameRepeated => "server_name_repeated",
             Self::ServerNameMany => "server_name_many",
             Self::ServerNameType => "server_name_type",
+            Self::AlpnMalformed => "alpn_malformed",
+            Self::AlpnRepeated => "alpn_repeated",
+            Self::VersionsMalformed => "versions_malformed",
+            Self::VersionsRepeated => "versions_repeated",
             Self::ServerName(ServerNameError::Empty) => "server_name_empty",
             Self::ServerName(ServerNameError::Nul) => "server_name_nul",
             Self::ServerName(ServerNameError::IpLiteral) => "server_name_ip_literal",
@@ -284,23 +306,36 @@ fn split_record(wire: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// RFC 8446 §4.1.2, and RFC 5246 §7.4.1.2 for a hello without extensions.
 fn parse_body(body: &[u8]) -> Result<ClientHello, HelloError> {
-    let mut body = Cursor(body);
-    let extensions = skip_to_extensions(&mut body).ok_or(HelloError::Malformed)?;
-    let Some(mut extensions) = extensions else { return Ok(ClientHello { server_name: None }) };
+    let mut body = Cursor::new(body);
+    let (legacy_version, extensions) = skip_to_extensions(&mut body).ok_or(HelloError::Malformed)?;
+    let mut extensions = extensions.unwrap_or_else(|| Cursor::new(&[]));
 
-    let mut server_name = None;
+    let (mut server_name, mut alpn, mut versions) = (None, None, None);
     while !extensions.is_empty() {
         let (kind, data) = extensions.extension().ok_or(HelloError::Malformed)?;
-        if kind == EXTENSION_SERVER_NAME && server_name.replace(data).is_some() {
-            return Err(HelloError::ServerNameRepeated);
+        let (place, repeated) = match kind {
+            EXTENSION_SERVER_NAME => (&mut server_name, HelloError::ServerNameRepeated),
+            EXTENSION_ALPN => (&mut alpn, HelloError::AlpnRepeated),
+            EXTENSION_SUPPORTED_VERSIONS => (&mut versions, HelloError::VersionsRepeated),
+            _ => continue,
+        };
+        if place.replace(data).is_some() {
+            return Err(repeated);
         }
     }
-    Ok(ClientHello { server_name: server_name.map(parse_server_name).transpose()? })
+    let alpn = alpn.map(|data| AlpnOffer::parse(data).ok_or(HelloError::AlpnMalformed));
+    let versions = versions.map(|data| TlsVersions::parse(data).ok_or(HelloError::VersionsMalformed));
+    Ok(ClientHello {
+        server_name: server_name.map(parse_server_name).transpose()?,
+        alpn: alpn.transpose()?.unwrap_or_default(),
+        versions: versions.transpose()?.unwrap_or_else(|| TlsVersions::legacy(legacy_version)),
+    })
 }
 
-/// The extension block; the inner `None` when the hello ends before it.
-fn skip_to_extensions<'a>(body: &mut Cursor<'a>) -> Option<Option<Cursor<'a>>> {
-    let _version_and_random = body.take(2 + 32)?;
+/// The version that the hello begins with, and the extension block; `None` when the hello ends before it.
+fn skip_to_extensions<'a>(body: &mut Cursor<'a>) -> Option<(u16, Option<Cursor<'a>>)> {
+    let version = body.u16()?;
+    let _random = body.take(32)?;
     let session_id = body.vec8()?;
     let cipher_suites = body.vec16()?;
     let compression_methods = body.vec8()?;
@@ -312,10 +347,10 @@ fn skip_to_extensions<'a>(body: &mut Cursor<'a>) -> Option<Option<Cursor<'a>>> {
         return None;
     }
     if body.is_empty() {
-        return Some(None);
+        return Some((version, None));
     }
     let extensions = body.vec16()?;
-    body.is_empty().then_some(Some(extensions))
+    body.is_empty().then_some((version, Some(extensions)))
 }
 
 /// RFC 6066 §3.
@@ -330,54 +365,5 @@ fn parse_server_name(data: Cursor<'_>) -> Result<ServerName, HelloError> {
     if !list.is_empty() {
         return Err(HelloError::ServerNameMany);
     }
-    Ok(ServerName::parse(name.0)?)
-}
-
-/// What is ahead of a parse; nothing is taken when there is too little.
-#[derive(Clone, Copy)]
-struct Cursor<'a>(&'a [u8]);
-
-impl<'a> Cursor<'a> {
-    fn is_empty(self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn len(self) -> usize {
-        self.0.len()
-    }
-
-    fn take(&mut self, len: usize) -> Option<Self> {
-        let (taken, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(Self(taken))
-    }
-
-    fn u8(&mut self) -> Option<u8> {
-        let (byte, rest) = self.0.split_first()?;
-        self.0 = rest;
-        Some(*byte)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        let (bytes, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u16::from_be_bytes(*bytes))
-    }
-
-    /// A vector behind its length in one byte.
-    fn vec8(&mut self) -> Option<Self> {
-        let len = self.u8()?;
-        self.take(len.into())
-    }
-
-    /// A vector behind its length in two bytes.
-    fn vec16(&mut self) -> Option<Self> {
-        let len = self.u16()?;
-        self.take(len.into())
-    }
-
-    /// An extension: its type, and its data.
-    fn extension(&mut self) -> Option<(u16, Self)> {
-        Some((self.u16()?, self.vec16()?))
-    }
+    Ok(ServerName::parse(name.bytes())?)
 }

@@ -1,9 +1,14 @@
 //! What an SNI proxy reads of TLS.
 
 mod alert;
+mod alpn;
 mod client_hello;
+mod cursor;
 mod server_name;
+mod versions;
 
 pub use alert::UNRECOGNIZED_NAME_ALERT;
+pub use alpn::{AlpnOffer, KEPT_BYTES};
 pub use client_hello::{ClientHello, ClientHelloReader, HelloError, MAX_HELLO, MAX_RECORDS, MAX_WIRE, Progress};
 pub use server_name::{ServerName, ServerNameError};
+pub use versions::TlsVersions;

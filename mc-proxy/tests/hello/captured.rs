@@ -42,6 +42,10 @@ fn captured() {
         match (&progress, expected) {
             (Progress::Complete(hello), Ok(name)) => {
                 assert_eq!(hello.server_name.as_ref().map(|name| name.as_str()), name, "{file}");
+                let (offer, versions) = offered(file);
+                assert!(hello.alpn.to_string().starts_with(offer), "{file}: {}", hello.alpn);
+                assert_eq!(hello.alpn.is_empty(), offer.is_empty(), "{file}");
+                assert_eq!(hello.versions.to_string(), versions, "{file}");
                 for len in 0..wire.len() {
                     assert_eq!(check::client_hello::check(&wire[..len]), Progress::Incomplete, "{file} to {len}");
                 }
@@ -54,6 +58,23 @@ fn captured() {
         if matches!(progress, Progress::Complete(_)) && !is_old {
             assert!(matches!(check::client_hello::acceptor(&wire), Oracle::Accepted(_)), "{file}: a vacuous oracle");
         }
+    }
+}
+
+/// What the tool offered by ALPN, or the beginning of it, and its versions.
+fn offered(file: &str) -> (&str, &str) {
+    let all = "1.3,1.2,1.1,1.0";
+    match file {
+        _ if file.starts_with("curl") && file.contains("http11") => ("http/1.1", all),
+        _ if file.starts_with("curl") => ("h2,http/1.1", all),
+        _ if file.starts_with("java") => ("", "1.3,1.2"),
+        _ if file.starts_with("python") && file.contains("tls12") => ("", "1.2"),
+        _ if file.starts_with("node") || file.starts_with("python") => ("h2,http/1.1", "1.3,1.2"),
+        _ if file.contains("tls10") => ("", "1.0"),
+        _ if file.contains("tls12") => ("h2,http/1.1", "1.2"),
+        // More than is kept.
+        _ if file.contains("maxfrag512") => ("protocol-00,protocol-01,", all),
+        _ => ("", all),
     }
 }
 

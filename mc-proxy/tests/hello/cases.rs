@@ -227,6 +227,10 @@ fn reasons_are_distinct() {
         ServerNameRepeated,
         ServerNameMany,
         ServerNameType,
+        AlpnMalformed,
+        AlpnRepeated,
+        VersionsMalformed,
+        VersionsRepeated,
     ];
     let reasons = names.iter().chain(&rest).map(|error| error.reason()).collect::<std::collections::BTreeSet<_>>();
     assert_eq!(reasons.len(), names.len() + rest.len());

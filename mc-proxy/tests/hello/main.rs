@@ -5,6 +5,7 @@ pub mod check;
 
 mod captured;
 mod cases;
+mod facts;
 mod properties;
 mod wire;
 

@@ -1,4 +1,4 @@
-use mc_proxy::tls::{ClientHelloReader, MAX_RECORDS, MAX_WIRE, Progress};
+use mc_proxy::tls::{AlpnOffer, ClientHelloReader, MAX_RECORDS, MAX_WIRE, Progress};
 use proptest::{
     collection::vec,
     prelude::*,
@@ -10,14 +10,19 @@ use crate::{
         client_hello::{Oracle, acceptor, check},
         route_pattern,
     },
-    wire::{Hello, PADDING, SERVER_NAME, SIGNATURE_ALGORITHMS, SUPPORTED_GROUPS, record, server_name},
+    wire::{
+        self, ALPN, Hello, PADDING, SERVER_NAME, SIGNATURE_ALGORITHMS, SUPPORTED_GROUPS, SUPPORTED_VERSIONS, record,
+        server_name,
+    },
 };
 
-/// A hello, the name that it asks for in canonical form, and whether a strict server is content with it.
+/// A hello, the name that it asks for in canonical form, what it offers, and whether a strict server is content with it.
 #[derive(Clone, Debug)]
 struct Sample {
     hello: Hello,
     name: Option<String>,
+    alpn: Vec<Vec<u8>>,
+    versions: Vec<u16>,
     is_modern: bool,
 }
 
@@ -42,11 +47,19 @@ fn arb_extension() -> impl Strategy<Value = (u16, Vec<u8>)> {
     (kind, data)
 }
 
+/// Application protocols, and versions with GREASE among them; rustls wants one that it knows.
+fn arb_offer() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u16>)> {
+    let name = prop_oneof![4 => vec(any::<u8>(), 1..12), 1 => vec(any::<u8>(), 1..256)];
+    let version =
+        prop_oneof![select(vec![0x0304_u16, 0x0303, 0x0302, 0x0301]), (0..16_u16).prop_map(|n| 0x0a0a + n * 0x1010)];
+    (vec(name, 0..6), vec(version, 0..8))
+}
+
 fn arb_sample() -> impl Strategy<Value = Sample> {
     let fields = (vec(any::<u8>(), 0..=32), vec(any::<[u8; 2]>(), 1..40), any::<bool>());
     let padding = prop_oneof![4 => 0..300_usize, 2 => 300..16_000_usize, 1 => 16_000..45_000_usize];
-    (fields, proptest::option::of(arb_name()), vec(arb_extension(), 0..5), padding)
-        .prop_flat_map(|((session_id, suites, is_modern), name, extra, padding)| {
+    (fields, proptest::option::of(arb_name()), vec(arb_extension(), 0..5), padding, arb_offer())
+        .prop_flat_map(|((session_id, suites, is_modern), name, extra, padding, (alpn, versions))| {
             let mut extensions = extra;
             extensions.sort_by_key(|(kind, _)| *kind);
             extensions.dedup_by_key(|(kind, _)| *kind);
@@ -56,12 +69,19 @@ fn arb_sample() -> impl Strategy<Value = Sample> {
                 extensions.push((SIGNATURE_ALGORITHMS, vec![0, 4, 4, 3, 8, 4]));
             }
             extensions.extend(name.as_ref().map(|(_, spelt)| (SERVER_NAME, server_name(spelt.as_bytes()))));
+            if !alpn.is_empty() {
+                extensions.push((ALPN, wire::alpn(&alpn.iter().map(Vec::as_slice).collect::<Vec<_>>())));
+            }
+            if !versions.is_empty() {
+                extensions.push((SUPPORTED_VERSIONS, wire::supported_versions(&versions)));
+            }
             let name = name.map(|(name, _)| name);
-            (Just((session_id, suites.concat(), is_modern, name)), Just(extensions).prop_shuffle())
+            (Just((session_id, suites.concat(), is_modern, name, alpn, versions)), Just(extensions).prop_shuffle())
         })
-        .prop_map(|((session_id, cipher_suites, is_modern, name), extensions)| {
-            let hello = Hello { session_id, cipher_suites, compression_methods: vec![0], extensions: Some(extensions) };
-            Sample { hello, name, is_modern }
+        .prop_map(|((session_id, cipher_suites, is_modern, name, alpn, versions), extensions)| {
+            let extensions = Some(extensions);
+            let hello = Hello { version: 0x0303, session_id, cipher_suites, compression_methods: vec![0], extensions };
+            Sample { hello, name, alpn, versions, is_modern }
         })
 }
 
@@ -100,6 +120,12 @@ proptest! {
         wire.extend(after);
         let Progress::Complete(hello) = check(&wire) else { panic!("{:?}", check(&wire)) };
         prop_assert_eq!(hello.server_name.map(|name| name.to_string()), sample.name);
+        prop_assert_eq!(hello.alpn, AlpnOffer::of(&sample.alpn));
+        let legacy = [0x0303];
+        let offered = if sample.versions.is_empty() { &legacy[..] } else { &sample.versions };
+        for version in [0x0304, 0x0303, 0x0302, 0x0301, 0x0300] {
+            prop_assert_eq!(hello.versions.has(version), offered.contains(&version));
+        }
         prop_assert_eq!(ClientHelloReader::new().advance(&wire[..end - 1]), Progress::Incomplete);
         if sample.is_modern {
             prop_assert!(matches!(acceptor(&wire), Oracle::Accepted(_)), "a vacuous oracle");

@@ -3,11 +3,14 @@
 pub(crate) const SERVER_NAME: u16 = 0;
 pub(crate) const SUPPORTED_GROUPS: u16 = 10;
 pub(crate) const SIGNATURE_ALGORITHMS: u16 = 13;
+pub(crate) const ALPN: u16 = 16;
 pub(crate) const PADDING: u16 = 21;
+pub(crate) const SUPPORTED_VERSIONS: u16 = 43;
 
 /// The fields of a ClientHello, each as it goes onto the wire between its length prefixes.
 #[derive(Clone, Debug)]
 pub(crate) struct Hello {
+    pub(crate) version: u16,
     pub(crate) session_id: Vec<u8>,
     pub(crate) cipher_suites: Vec<u8>,
     pub(crate) compression_methods: Vec<u8>,
@@ -22,6 +25,7 @@ impl Hello {
             vec![(SUPPORTED_GROUPS, vec![0, 2, 0, 29]), (SIGNATURE_ALGORITHMS, vec![0, 4, 4, 3, 8, 4])];
         extensions.extend(name.map(|name| (SERVER_NAME, server_name(name))));
         Self {
+            version: 0x0303,
             session_id: vec![7; 32],
             cipher_suites: vec![0x13, 1, 0xc0, 0x2f],
             compression_methods: vec![0],
@@ -42,7 +46,7 @@ impl Hello {
 
     /// The handshake message.
     pub(crate) fn message(&self) -> Vec<u8> {
-        let mut body = vec![3, 3];
+        let mut body = self.version.to_be_bytes().to_vec();
         body.extend([42; 32]);
         push_vec8(&mut body, &self.session_id);
         push_vec16(&mut body, &self.cipher_suites);
@@ -72,6 +76,24 @@ pub(crate) fn server_names(names: &[(u8, &[u8])]) -> Vec<u8> {
     }
     let mut data = Vec::new();
     push_vec16(&mut data, &list);
+    data
+}
+
+/// The extension's data.
+pub(crate) fn alpn(names: &[&[u8]]) -> Vec<u8> {
+    let mut list = Vec::new();
+    for name in names {
+        push_vec8(&mut list, name);
+    }
+    let mut data = Vec::new();
+    push_vec16(&mut data, &list);
+    data
+}
+
+/// The extension's data.
+pub(crate) fn supported_versions(versions: &[u16]) -> Vec<u8> {
+    let mut data = Vec::new();
+    push_vec8(&mut data, &versions.iter().flat_map(|version| version.to_be_bytes()).collect::<Vec<_>>());
     data
 }
 

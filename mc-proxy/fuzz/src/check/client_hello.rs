@@ -2,17 +2,26 @@
 
 use rustls::server::Acceptor;
 
-use crate::tls::{ClientHelloReader, HelloError, MAX_WIRE, Progress, ServerNameError};
+use crate::tls::{AlpnOffer, ClientHelloReader, HelloError, KEPT_BYTES, MAX_WIRE, Progress, ServerNameError};
 
 /// What rustls, a strict server, makes of the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Oracle {
     /// It asks for more.
     Incomplete,
-    /// It would go on with the handshake; the name is lower case, its dot kept, `None` for an address.
-    Accepted(Option<String>),
+    /// It would go on with the handshake.
+    Accepted(Accepted),
     /// It answers with an alert.
     Refused,
+}
+
+/// What rustls has read of a hello that it takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Lower case, its dot kept, `None` for an address.
+    pub server_name: Option<String>,
+    /// In the client's order.
+    pub alpn: Vec<Vec<u8>>,
 }
 
 /// # Panics
@@ -40,7 +49,13 @@ pub fn acceptor(wire: &[u8]) -> Oracle {
         }
         match acceptor.accept() {
             Ok(None) => {}
-            Ok(Some(accepted)) => return Oracle::Accepted(accepted.client_hello().server_name().map(str::to_owned)),
+            Ok(Some(accepted)) => {
+                let hello = accepted.client_hello();
+                return Oracle::Accepted(Accepted {
+                    server_name: hello.server_name().map(str::to_owned),
+                    alpn: hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect(),
+                });
+            }
             Err(_) => return Oracle::Refused,
         }
     }
@@ -68,8 +83,17 @@ fn check_oracle(ours: &Progress, oracle: &Oracle) {
         (Progress::Incomplete, Oracle::Incomplete)
         | (Progress::Complete(_) | Progress::Invalid(_), Oracle::Refused) => {}
         (Progress::Complete(hello), Oracle::Accepted(theirs)) => {
-            let folded = theirs.as_deref().map(|name| name.strip_suffix('.').unwrap_or(name));
+            let folded = theirs.server_name.as_deref().map(|name| name.strip_suffix('.').unwrap_or(name));
             assert_eq!(hello.server_name.as_ref().map(|name| name.as_str()), folded, "the names differ");
+            let (kept, offered) = (hello.alpn.names().collect::<Vec<_>>(), &theirs.alpn);
+            assert!(offered.iter().zip(&kept).all(|(offered, kept)| offered == kept), "{kept:?} of {offered:?}");
+            let bytes = |names: usize| offered.iter().take(names).map(|name| 1 + name.len()).sum::<usize>();
+            let is_all = kept.len() == offered.len();
+            assert!(bytes(kept.len()) <= KEPT_BYTES && (is_all || bytes(kept.len() + 1) > KEPT_BYTES), "{kept:?}");
+            assert_eq!(hello.alpn, AlpnOffer::of(offered), "the offer is that of its names");
+            let text = hello.alpn.to_string();
+            assert!(text.chars().all(|c| c.is_ascii_graphic() || c == '…'), "{text:?}");
+            assert_eq!(text.split(',').count(), kept.len().max(1) + usize::from(!is_all), "{text:?}");
         }
         (Progress::Invalid(error), Oracle::Accepted(_) | Oracle::Incomplete) => {
             assert!(is_stricter_than_rustls(*error), "{error:?} but rustls says {oracle:?}");
@@ -101,6 +125,10 @@ fn is_stricter_than_rustls(error: HelloError) -> bool {
         | HelloError::ServerNameMalformed
         | HelloError::ServerNameRepeated
         | HelloError::ServerNameType
+        | HelloError::AlpnMalformed
+        | HelloError::AlpnRepeated
+        | HelloError::VersionsMalformed
+        | HelloError::VersionsRepeated
         | HelloError::ServerName(ServerNameError::Empty | ServerNameError::Nul | ServerNameError::NotDns) => false,
     }
 }

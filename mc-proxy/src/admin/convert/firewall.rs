@@ -189,6 +189,7 @@ pub(in crate::admin) fn explain_request(given: v1::ExplainFirewallRequest) -> Re
         source: parse::<IpAddr>("source", &given.source)?.to_canonical(),
         listener: some(given.listener_addr),
         server_name: some(given.server_name),
+        alpn: super::alpn("alpn", given.alpn)?,
     })
 }
 

@@ -345,6 +345,7 @@ async fn explanations() {
         source: "10.0.0.2".into(),
         listener_addr: ":443".into(),
         server_name: "a.b".into(),
+        ..v1::ExplainFirewallRequest::default()
     };
     let told = client.explain_firewall(request).await.unwrap().into_inner();
     assert_eq!((told.verdict.as_str(), told.decisive, told.route.as_str()), ("pass", None, "a.b"));

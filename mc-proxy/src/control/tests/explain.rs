@@ -16,7 +16,7 @@ use crate::{
 };
 
 fn about(source: &str) -> ExplainRequest {
-    ExplainRequest { source: source.parse().unwrap(), listener: None, server_name: None }
+    ExplainRequest { source: source.parse().unwrap(), listener: None, server_name: None, alpn: Vec::new() }
 }
 
 impl Bench {

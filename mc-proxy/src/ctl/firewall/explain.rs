@@ -20,6 +20,9 @@ pub(in crate::ctl) struct Args {
     source: IpAddr,
     /// The server name that the client asks for, to be told the route.
     server_name: Option<String>,
+    /// The application protocols that the client offers, such as `h2,http/1.1`.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    alpn: Vec<String>,
     /// At which listener, as in the configuration; the first one when absent.
     #[arg(long, value_name = "ADDR")]
     listener: Option<String>,
@@ -30,6 +33,7 @@ pub(super) async fn run(args: Args, client: &mut Client, out: &mut Output<'_>) -
         source: args.source.to_string(),
         listener_addr: args.listener.unwrap_or_default(),
         server_name: args.server_name.unwrap_or_default(),
+        alpn: args.alpn,
     };
     let explained = answer(client.admin.explain_firewall(request)).await?;
     out.answer(|| json::explanation(&args.source, &explained), || text(args.source, &explained))
