@@ -64,7 +64,7 @@ impl Socket {
     pub fn deregister(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Moving) {
             State::Readable(io) | State::Both(io) => State::Unregistered(io.into_inner()),
-            state => state,
+            state @ (State::Unregistered(_) | State::Moving) => state,
         };
     }
 

@@ -184,10 +184,13 @@ impl<'a> Relay<'a> {
         let before = *self.transferred;
         let mode = if self.is_draining { Splice::Userspace } else { self.terms.splicing.mode(self.terms.mode) };
         if let Poll::Ready(ended) = self.poll_both(cx, mode) {
-            return Poll::Ready(match ended {
-                _ if self.up.has_talked_on() || self.down.has_talked_on() => Ended::CutOff,
-                Ended::Closed if self.up.is_told() || self.down.is_told() => Ended::Told,
-                ended => ended,
+            let was_told = self.up.is_told() || self.down.is_told();
+            return Poll::Ready(if self.up.has_talked_on() || self.down.has_talked_on() {
+                Ended::CutOff
+            } else if ended == Ended::Closed && was_told {
+                Ended::Told
+            } else {
+                ended
             });
         }
         if *self.transferred != before {

@@ -56,19 +56,13 @@ impl Talk {
 }
 
 /// What one direction of a pair does that is in the kernel's hands.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Flow {
     redirected: u64,
     pieces: u64,
     large: u64,
     is_bulk: bool,
     talk: Talk,
-}
-
-impl Default for Flow {
-    fn default() -> Self {
-        Self { redirected: 0, pieces: 0, large: 0, is_bulk: false, talk: Talk::default() }
-    }
 }
 
 impl Flow {

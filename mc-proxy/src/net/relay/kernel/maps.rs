@@ -121,12 +121,10 @@ fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, SpliceError> {
 }
 
 fn mapping(ebpf: &mut Ebpf, name: &str) -> Result<Mapping, SpliceError> {
-    match take(ebpf, name)? {
-        Map::Array(map) => {
-            Mapping::new(map.fd().as_fd()).map_err(|error| SpliceError::Resource("mapping a map of the kernel", error))
-        }
-        _ => Err(SpliceError::Maps(format!("the map {name} is not an array").into())),
-    }
+    let Map::Array(map) = take(ebpf, name)? else {
+        return Err(SpliceError::Maps(format!("the map {name} is not an array").into()));
+    };
+    Mapping::new(map.fd().as_fd()).map_err(|error| SpliceError::Resource("mapping a map of the kernel", error))
 }
 
 fn map_error(error: MapError) -> SpliceError {
