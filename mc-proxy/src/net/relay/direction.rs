@@ -210,7 +210,7 @@ impl Direction {
             return Poll::Pending;
         };
         let read = read.map_err(|_| Side::Source)?;
-        self.is_drained = read < buffer.len();
+        self.is_drained = read < room;
         if read == 0 {
             self.state = State::Ended;
             return Poll::Ready(Ok(0));
