@@ -25,4 +25,6 @@ pub mod runbook;
 pub mod site;
 pub mod tls;
 pub mod topology;
+pub mod traffic;
 pub mod wait;
+pub mod wire;

@@ -39,6 +39,12 @@ pub fn missing_for_kernel_plane() -> Option<String> {
     })
 }
 
+/// Why the daemon cannot splice in the kernel here.
+pub fn missing_for_kernel_splice() -> Option<String> {
+    let has_all = has_capability(CAP_BPF) && has_capability(CAP_NET_ADMIN);
+    (!has_all).then(|| "splicing in the kernel needs CAP_BPF and CAP_NET_ADMIN".to_owned())
+}
+
 /// `true` when nothing is missing. Otherwise says that `test` is skipped, and why.
 ///
 /// # Errors
