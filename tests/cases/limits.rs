@@ -171,7 +171,6 @@ fn short_of_memory_the_anonymous_give_way_and_the_established_stay() -> Result<(
     let mut regulars = (0..20).map(|_| established(proxy)).collect::<Result<Vec<_>>>()?;
     let memory = admin.status()?.memory.unwrap_or_default();
     ensure!(memory.limit_bytes == 1 << 20 && memory.used_bytes >= 20 * 8192, "{memory:?}");
-    ensure!(memory.kernel_socket_bytes > 0, "{memory:?}");
 
     let silent = (0..300).map(|_| connect(proxy)).collect::<Result<Vec<_>>>()?;
     until("those who give way", SOON, || Ok(outcome(&admin, "over_memory")? >= 300 - 128))?;
