@@ -13,7 +13,7 @@ use crate::{
 
 fn read(extensions: &[(u16, Vec<u8>)]) -> Result<ClientHello, HelloError> {
     let mut hello = Hello::new(Some(b"a.example"));
-    hello.extensions.as_mut().unwrap().extend_from_slice(extensions);
+    hello.extensions.as_mut().expect("a block").extend_from_slice(extensions);
     match check(&record(22, &hello.message())) {
         Progress::Complete(hello) => Ok(hello),
         Progress::Invalid(error) => Err(error),
