@@ -70,6 +70,27 @@ impl TcpInfo {
     }
 }
 
+/// Bytes that a socket takes before a writer has to wait, as far as one can tell: half of the memory that its send buffer has
+/// left (`SO_MEMINFO`, Linux 4.12), since that counts what the kernel spends on a byte and not the byte.
+///
+/// # Errors
+/// When the descriptor is not a socket's.
+pub fn send_room(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SNDBUF: usize = 3;
+    const WMEM_QUEUED: usize = 5;
+    let mut info = [0_u32; 9];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which is integers, and the new length.
+    let result = unsafe {
+        let value = (&raw mut info).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, value, &raw mut length)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::from(info[SNDBUF].saturating_sub(info[WMEM_QUEUED]) / 2))
+}
+
 /// Bytes in the send queue that the peer has not acknowledged (`SIOCOUTQ`, tcp(7)).
 ///
 /// # Errors
@@ -107,6 +128,17 @@ mod tests {
         let after = TcpInfo::of(client.as_fd()).unwrap();
         let written = after.bytes_acked + unacknowledged(client.as_fd()).unwrap();
         assert_eq!(written - before.bytes_acked, 1000);
+    }
+
+    #[test]
+    fn a_socket_whose_peer_does_not_read_has_no_room_in_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_server, _) = listener.accept().unwrap();
+        assert!(send_room(client.as_fd()).unwrap() > 4096);
+        client.set_nonblocking(true).unwrap();
+        while client.write(&[7; 65_536]).is_ok() {}
+        assert!(send_room(client.as_fd()).unwrap() < 64 * 1024);
     }
 
     #[test]

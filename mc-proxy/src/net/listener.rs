@@ -60,6 +60,8 @@ fn adopt(fd: OwnedFd) -> io::Result<socket2::Socket> {
     let socket = socket2::Socket::from(fd);
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    // Urgent data of clients is passed on in line; so is this inherited.
+    socket.set_out_of_band_inline(true)?;
     // Of one's own user it lets others be bound beside it from now on.
     socket.set_reuse_port(true)?;
     socket.listen(BACKLOG.into())?;

@@ -18,6 +18,9 @@ use rustix::{
 use socket2::SockRef;
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// What a reader is woken for: urgent data too, which stops a read short (tcp(7)).
+const READ: Interest = Interest::READABLE.add(Interest::PRIORITY);
+
 /// Bytes that wait in a socket's send queue beyond what is on its way to the peer. As much as a pipe holds: with less, bulk
 /// pays in wake-ups.
 const UNSENT_MAX: u32 = 256 * 1024;
@@ -55,7 +58,7 @@ impl Socket {
     /// When the reactor cannot take it.
     pub fn register(&mut self) -> io::Result<()> {
         match self.state {
-            State::Unregistered(_) => self.register_for(Interest::READABLE, State::Readable),
+            State::Unregistered(_) => self.register_for(READ, State::Readable),
             State::Readable(_) | State::Both(_) | State::Moving => Ok(()),
         }
     }
@@ -99,7 +102,7 @@ impl Socket {
     ) -> Poll<io::Result<usize>> {
         if let State::Unregistered(fd) = &self.state {
             match retry(|| read(fd.as_fd())) {
-                Err(Errno::AGAIN) => self.register_for(Interest::READABLE, State::Readable)?,
+                Err(Errno::AGAIN) => self.register_for(READ, State::Readable)?,
                 result => return Poll::Ready(result.map_err(Into::into)),
             }
         }
@@ -109,8 +112,9 @@ impl Socket {
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Ok(count) => {
                     let is_ending = guard.ready().is_read_closed();
-                    // A peer that has closed stays readable, or its end would never be seen.
-                    if is_drained(count) && !is_ending {
+                    // A read stops short of urgent data, and there may be more behind it. A peer that has closed stays readable,
+                    // or its end would never be seen.
+                    if is_drained(count) && !is_ending && !guard.ready().is_priority() {
                         guard.clear_ready();
                     }
                     self.is_ending = is_ending;
@@ -119,6 +123,12 @@ impl Socket {
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
+    }
+
+    /// Whether there is neither a byte nor an end nor a failure to be read.
+    pub fn has_nothing_to_read(&self) -> bool {
+        let peeked = retry(|| net::recv(self, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(read, _)| read));
+        peeked == Err(Errno::AGAIN)
     }
 
     /// Reads with another call than `recv`, without waiting and without noting what came of it.
@@ -160,7 +170,7 @@ impl Socket {
             Err(Errno::AGAIN) if matches!(self.state, State::Both(_)) => {}
             Err(Errno::AGAIN) => {
                 let was_waited_for = matches!(self.state, State::Readable(_));
-                self.register_for(Interest::READABLE | Interest::WRITABLE, State::Both)?;
+                self.register_for(READ | Interest::WRITABLE, State::Both)?;
                 if was_waited_for {
                     // Whoever waits to read was waiting on the registration that is gone, and has to wait anew.
                     cx.waker().wake_by_ref();

@@ -2,10 +2,7 @@
 
 use std::task::{Context, Poll, ready};
 
-use rustix::{
-    io::Errno,
-    net::{self, RecvFlags},
-};
+use rustix::io::Errno;
 
 use super::pipe::Pipe;
 use crate::net::{
@@ -45,8 +42,6 @@ pub(super) struct Direction {
     is_bulk: bool,
     /// Whether the kernel carries the stream at times, and what is left to user space has to be copied.
     only_copies: bool,
-    /// Whether the last read has emptied the source's queue, so that no piece there has been read in part.
-    is_drained: bool,
     /// On loan while there is something to move.
     pipe: Option<Pipe>,
     /// In copy mode large reads in a row, in bulk mode small fills in a row.
@@ -137,17 +132,9 @@ impl Direction {
         self.pending.rest().is_some() || self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0)
     }
 
-    /// Whether the kernel may take over from here: everything that was read is written, and what was not read is whole.
+    /// Whether everything that was read is written, and there will be more.
     pub(super) fn is_clean(&self) -> bool {
-        self.state == State::Open && self.is_drained && !self.is_bulk && !self.holds_bytes()
-    }
-
-    /// Finds out whether the source's queue is empty; what is there is read as ever.
-    pub(super) fn look_for_rest(&mut self, source: &Socket) {
-        if self.state == State::Open && !self.is_bulk && !self.is_drained {
-            let peeked = source.try_read_with(|fd| net::recv(fd, &mut [0], RecvFlags::PEEK).map(|(read, _)| read));
-            self.is_drained = matches!(peeked, Err(Errno::AGAIN));
-        }
+        self.state == State::Open && !self.is_bulk && !self.holds_bytes()
     }
 
     /// From here on the kernel carries the stream at times.
@@ -210,7 +197,6 @@ impl Direction {
             return Poll::Pending;
         };
         let read = read.map_err(|_| Side::Source)?;
-        self.is_drained = read < room;
         if read == 0 {
             self.state = State::Ended;
             return Poll::Ready(Ok(0));
@@ -228,7 +214,6 @@ impl Direction {
         if self.streak >= BULK_AFTER && !self.only_copies {
             self.streak = 0;
             self.is_bulk = true;
-            self.is_drained = false;
         }
         Poll::Ready(Ok(read))
     }

@@ -89,6 +89,13 @@ pub struct Terms<'a> {
     pub mode: Option<Splice>,
 }
 
+impl Terms<'_> {
+    /// What a pair is to be carried by now.
+    fn mode_now(&self, is_draining: bool) -> Splice {
+        if is_draining { Splice::Userspace } else { self.splicing.mode(self.mode) }
+    }
+}
+
 /// Relays until both sides have ended, one has failed, or nothing has moved for [`Terms::idle`]. When this is dropped
 /// half-way, too, `transferred` says what has been passed on.
 ///
@@ -146,6 +153,8 @@ struct Relay<'a> {
     /// The program's part, once it has one.
     carried: Option<Box<Carried>>,
     talk: Talk,
+    /// After a refusal; [`Splice::Sockmap`] alone asks by the clock.
+    may_ask_at: Option<Instant>,
     moved_at: Instant,
     is_draining: bool,
     /// The last wait for what nothing wakes the task for.
@@ -168,6 +177,7 @@ impl<'a> Relay<'a> {
             down: Direction::default(),
             carried: None,
             talk: Talk::default(),
+            may_ask_at: None,
             moved_at: Instant::now(),
             is_draining: false,
             pause: Duration::ZERO,
@@ -182,8 +192,7 @@ impl<'a> Relay<'a> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         let before = *self.transferred;
-        let mode = if self.is_draining { Splice::Userspace } else { self.terms.splicing.mode(self.terms.mode) };
-        if let Poll::Ready(ended) = self.poll_both(cx, mode) {
+        if let Poll::Ready(ended) = self.poll_both(cx) {
             let was_told = self.up.is_told() || self.down.is_told();
             return Poll::Ready(if self.up.has_talked_on() || self.down.has_talked_on() {
                 Ended::CutOff
@@ -197,10 +206,15 @@ impl<'a> Relay<'a> {
             self.moved_at = Instant::now();
             self.pause = Duration::ZERO;
         }
-        if self.carried.is_none() && mode != Splice::Userspace {
+        if self.carried.is_none() {
             let moved = self.transferred.client - before.client + self.transferred.backend - before.backend;
             self.talk.note(moved);
-            if mode == Splice::Sockmap || self.talk.is_chatty() {
+            let is_wanted = match self.terms.mode_now(self.is_draining) {
+                Splice::Auto => self.talk.is_chatty(),
+                Splice::Sockmap => self.may_ask_at.is_none_or(|at| at <= Instant::now()),
+                Splice::Userspace => false,
+            };
+            if is_wanted {
                 self.hand_over(cx);
             }
         }
@@ -210,10 +224,9 @@ impl<'a> Relay<'a> {
     /// Lets the kernel carry the pair, if it can be left at this moment.
     fn hand_over(&mut self, cx: &Context<'_>) {
         let Ok(kernel) = self.terms.splicing.kernel() else { return };
-        // A failure of a socket is found where it is read.
-        self.up.look_for_rest(self.client);
-        self.down.look_for_rest(self.backend);
-        if !self.up.is_clean() || !self.down.is_clean() {
+        // The program must not meet a piece that has been read in part, and there is none in a queue that is empty.
+        let is_clean = self.up.is_clean() && self.down.is_clean();
+        if !is_clean || !self.client.has_nothing_to_read() || !self.backend.has_nothing_to_read() {
             return;
         }
         match Carried::new(kernel, self.client, self.backend) {
@@ -229,12 +242,15 @@ impl<'a> Relay<'a> {
             Err(error) => {
                 tracing::debug!(%error, "a pair stays in user space");
                 self.talk.start_over();
+                // Where the kernel does not take such a socket, it will not take it later either.
+                let is_final = error.kind() == std::io::ErrorKind::Unsupported;
+                self.may_ask_at = Some(later(Instant::now(), if is_final { Duration::MAX } else { ASK_AGAIN }));
             }
         }
     }
 
-    fn poll_both(&mut self, cx: &mut Context<'_>, mode: Splice) -> Poll<Ended> {
-        let (up_done, down_done) = match BUFFER.with_borrow_mut(|buffer| self.poll_directions(cx, mode, buffer)) {
+    fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let (up_done, down_done) = match BUFFER.with_borrow_mut(|buffer| self.poll_directions(cx, buffer)) {
             // The close that follows tells the ends what is left to tell.
             Ok((Poll::Ready(()), Poll::Ready(()))) => return Poll::Ready(Ended::Closed),
             Ok((up, down)) => (up.is_ready(), down.is_ready()),
@@ -256,15 +272,12 @@ impl<'a> Relay<'a> {
         Poll::Pending
     }
 
-    fn poll_directions(
-        &mut self,
-        cx: &mut Context<'_>,
-        mode: Splice,
-        buffer: &mut [u8],
-    ) -> Result<(Poll<()>, Poll<()>), Ended> {
+    fn poll_directions(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<(Poll<()>, Poll<()>), Ended> {
+        let (terms, is_draining) = (self.terms, self.is_draining);
+        let mode = || terms.mode_now(is_draining);
         let Self { client, backend, up, down, transferred, .. } = self;
         if let Some(carried) = &mut self.carried {
-            return carried.poll(&mut Both { cx, client, backend, up, down, buffer, transferred, mode });
+            return carried.poll(&mut Both { cx, client, backend, up, down, buffer, transferred, mode: &mode });
         }
         let up = up.poll(cx, client, backend, buffer, &mut transferred.client).map_err(client_to_backend);
         let down = down.poll(cx, backend, client, buffer, &mut transferred.backend).map_err(backend_to_client);
@@ -276,8 +289,9 @@ impl<'a> Relay<'a> {
 
     /// When to look again though nothing may wake the task, if that is so.
     fn look_again(&mut self) -> Option<Instant> {
-        if !self.carried.as_ref().is_some_and(|carried| carried.is_waiting()) {
-            return None;
+        let carried = self.carried.as_mut().filter(|carried| carried.is_waiting())?;
+        if carried.has_moved(self.client, self.backend) {
+            self.pause = Duration::ZERO;
         }
         self.pause = (self.pause * 2).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         Some(Instant::now() + self.pause)
@@ -352,7 +366,10 @@ const TELL_AGAIN: Duration = Duration::from_millis(250);
 
 /// How soon, and then how late, a pair is looked at that waits for what the kernel does not tell.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(64);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a pair that the kernel has refused is not offered to it.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Bytes that one read may take. With less, bulk pays in system calls; with more, the buffer leaves the cache.
 const BUFFER_SIZE: usize = 64 * 1024;

@@ -68,7 +68,7 @@ pub(super) struct Flow {
 impl Flow {
     /// The kernel has redirected so many bytes, in so many pieces, since the pair was handed over.
     pub(super) fn note_redirected(&mut self, redirected: u64, pieces: u64) {
-        let (bytes, count) = (redirected - self.redirected, pieces.saturating_sub(self.pieces));
+        let (bytes, count) = (redirected.saturating_sub(self.redirected), pieces.saturating_sub(self.pieces));
         (self.redirected, self.pieces) = (redirected, pieces);
         if bytes < LARGE_PIECE.saturating_mul(count) {
             self.large = 0;

@@ -10,17 +10,11 @@
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::AsFd as _,
     task::{Context, Poll},
 };
 
-use mc_proxy_common::user::tcp::TcpInfo;
-use rustix::{
-    io::Errno,
-    net::{self, RecvFlags},
-};
-
-use super::pair::{Slot, written};
+use super::pair::{Slot, written, written_in_all};
 use crate::net::{
     relay::{
         Splice,
@@ -29,9 +23,13 @@ use crate::net::{
     },
     socket::Socket,
 };
+use mc_proxy_common::user::tcp::{self, TcpInfo};
 
 /// Bytes that a direction may have redirected and its target not yet written, beyond the target's own send buffer.
 const WINDOW: u64 = 256 * 1024;
+
+/// With less, every message would find itself beyond the limit.
+const SMALLEST_CREDIT: u64 = 4 * 1024;
 
 /// What a direction takes part with, in one look.
 pub(super) struct Look<'a, 'cx> {
@@ -57,6 +55,10 @@ pub(super) struct Spliced {
     credit: u64,
     /// The mark that was set with it.
     mark: u64,
+    /// The target had not written what it could have when credit was last given.
+    is_behind: bool,
+    /// What the target had written at the last look.
+    seen: u64,
     /// Whether the source is known to have ended.
     has_ended: bool,
     latched: u64,
@@ -77,10 +79,12 @@ impl Spliced {
     pub(super) fn new(target: &Socket) -> io::Result<Self> {
         Ok(Self {
             state: State::Pumping,
-            base: written(target.as_fd())?,
+            base: written_in_all(target.as_fd())?,
             pumped: 0,
             credit: 0,
             mark: u64::MAX,
+            is_behind: false,
+            seen: 0,
             has_ended: false,
             latched: 0,
             is_waiting: false,
@@ -113,6 +117,12 @@ impl Spliced {
         self.is_waiting
     }
 
+    /// Whether the target has written something since the last question.
+    pub(super) fn has_moved(&mut self, target: &Socket) -> bool {
+        let written = self.written(target).unwrap_or(self.seen);
+        written != std::mem::replace(&mut self.seen, written)
+    }
+
     /// Bytes of the stream that have left through the target by way of the kernel.
     pub(super) fn carried(&self, slot: Slot<'_>, target: &Socket) -> u64 {
         let written = self.written(target).unwrap_or(u64::MAX);
@@ -132,7 +142,7 @@ impl Spliced {
             match self.state {
                 State::Redirecting => {
                     let is_passing = look.slot.passed() != self.pumped;
-                    if !is_passing && look.slot.redirected() > self.mark {
+                    if !is_passing && (self.is_behind || look.slot.redirected() > self.mark) {
                         self.flow.note_redirected(look.slot.redirected(), look.slot.pieces());
                         self.renew(look)?;
                     }
@@ -184,7 +194,7 @@ impl Spliced {
                 }
                 // What came before the program was there is judged only when it is asked for, and the reactor may not have
                 // told of it yet: without this question it would lie there until more comes.
-                if look.source.try_read_with(peek) != Err(Errno::AGAIN) {
+                if !look.source.has_nothing_to_read() {
                     self.is_waiting = true;
                     return Ok(Pumped::Waiting);
                 }
@@ -202,17 +212,19 @@ impl Spliced {
         }
     }
 
-    /// Moves the limit on by what the target has written.
+    /// Moves the limit on by what the target has written, and to what it can take at once: what the kernel cannot put into
+    /// the send buffer waits in a queue of the target, behind which what the target itself says would wait too.
     fn renew(&mut self, look: &Look<'_, '_>) -> Result<(), Side> {
         let written = self.written(look.target)?.saturating_sub(self.pumped);
-        self.credit = look.slots.credit(self.credit, WINDOW);
+        let room = tcp::send_room(look.target.as_fd()).map_err(|_| Side::Target)?;
+        let backlog = look.slot.redirected().saturating_sub(written);
+        let wanted = WINDOW.min(room);
+        self.credit = look.slots.credit(self.credit, if wanted < SMALLEST_CREDIT { 0 } else { wanted });
         let limit = written + self.credit;
         self.mark = limit - self.credit / 2;
-        if self.mark <= look.slot.redirected() {
-            // The target is behind. It may have caught up when there is more to send, and nothing tells.
-            self.mark = look.slot.redirected();
-            self.is_waiting = limit > self.mark;
-        }
+        // The target may have caught up when there is more to send, and nothing tells.
+        self.is_behind = self.credit > 0 && backlog > self.credit / 2;
+        self.is_waiting |= self.is_behind;
         look.slot.set_limit(limit, self.mark);
         Ok(())
     }
@@ -229,10 +241,6 @@ impl Spliced {
     fn written(&self, target: &Socket) -> Result<u64, Side> {
         written(target.as_fd()).map(|written| written.saturating_sub(self.base)).map_err(|_| Side::Target)
     }
-}
-
-fn peek(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
-    net::recv(fd, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(read, _)| read)
 }
 
 /// What came of carrying over.

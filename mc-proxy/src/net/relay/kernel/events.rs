@@ -12,11 +12,14 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use mc_proxy_common::splice::{Event, LOST};
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
 };
 
 use super::{Shared, maps::SpliceError, slots::event::LOOK};
+
+/// How late lost events are noticed at most.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Ends when dropped.
 #[derive(Debug)]
@@ -75,7 +78,8 @@ fn run(shared: &Shared, mut ring: RingBuf<MapData>, stop: &Stop) {
             continue;
         }
         let mut fds = [PollFd::new(&stop.wake, PollFlags::IN), PollFd::from_borrowed_fd(ring.as_fd(), PollFlags::IN)];
-        match poll(&mut fds, None) {
+        // A count of lost events may come later than the look at it.
+        match poll(&mut fds, Some(&LOOK_AGAIN)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(%error, "the events of the kernel splice cannot be read");

@@ -74,7 +74,7 @@ pub struct Figures {
     pub pairs: u64,
     /// Pairs that were handed over, ever.
     pub taken: u64,
-    /// Pairs that were to be handed over and could not be.
+    /// How often a pair was to be handed over and could not be.
     pub refused: u64,
     /// How often a direction was taken back into user space, for want of credit, for its end or for its ways.
     pub latched: u64,
@@ -135,7 +135,8 @@ pub(super) struct Both<'a, 'cx> {
     pub(super) down: &'a mut Direction,
     pub(super) buffer: &'a mut [u8],
     pub(super) transferred: &'a mut Transferred,
-    pub(super) mode: Splice,
+    /// What carries pairs of this kind now; asked for after the events, or a change of it could be missed.
+    pub(super) mode: &'a dyn Fn() -> Splice,
 }
 
 impl Carried {
@@ -163,6 +164,7 @@ impl Carried {
     pub(super) fn poll(&mut self, both: &mut Both<'_, '_>) -> Result<(Poll<()>, Poll<()>), Ended> {
         let shared = &self.kernel.shared;
         let events = shared.slots.signal(self.pair.number()).map_or(0, |signal| signal.take(both.cx.waker()));
+        let mode = (both.mode)();
         if events & event::CLIENT_FAILED != 0 && has_failed(both.client) {
             return Err(Ended::ClientFailed);
         }
@@ -187,7 +189,7 @@ impl Carried {
                 buffer: both.buffer,
                 moved: &mut both.transferred.client,
                 slots: &shared.slots,
-                mode: both.mode,
+                mode,
             },
         );
         let down = self.down.poll(
@@ -200,7 +202,7 @@ impl Carried {
                 buffer: both.buffer,
                 moved: &mut both.transferred.backend,
                 slots: &shared.slots,
-                mode: both.mode,
+                mode,
             },
         );
         self.kernel.counters.latched.fetch_add(latched(&self.up) + latched(&self.down) - before, Relaxed);
@@ -220,6 +222,12 @@ impl Carried {
     /// Whether to look again soon, though nothing may wake the task.
     pub(super) fn is_waiting(&self) -> bool {
         self.up.is_waiting() || self.down.is_waiting()
+    }
+
+    /// Whether the targets have written something since the last question.
+    pub(super) fn has_moved(&mut self, client: &Socket, backend: &Socket) -> bool {
+        // Both are asked: each remembers its own answer.
+        self.up.has_moved(backend) | self.down.has_moved(client)
     }
 
     /// Whether user space carries everything, in both directions, and the kernel has nothing under way.

@@ -61,8 +61,11 @@ impl Pair {
         maps.add_source(pair.cookies[1], down).map_err(io::Error::other)?;
         maps.add_target(up, backend.as_fd()).map_err(io::Error::other)?;
         maps.add_target(down, client.as_fd()).map_err(io::Error::other)?;
-        pair.watch.add(client.as_fd(), number, End::Client)?;
-        pair.watch.add(backend.as_fd(), number, End::Backend)?;
+        let watched = pair
+            .watch
+            .add(client.as_fd(), number, End::Client)
+            .and_then(|()| pair.watch.add(backend.as_fd(), number, End::Backend));
+        watched.inspect_err(|_| pair.unwatch(client, backend))?;
         Ok(pair)
     }
 
@@ -152,6 +155,20 @@ impl Slot<'_> {
             word.store(value, Release);
         }
     }
+}
+
+/// The same for a socket that nobody writes to: exact, where [`written`] may be too low.
+pub(super) fn written_in_all(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// Each try fails only if the peer has acknowledged something during it, and less and less is left to acknowledge.
+    const TRIES: usize = 16;
+    for _ in 0..TRIES {
+        let acked = TcpInfo::of(socket)?.bytes_acked;
+        let queued = tcp::unacknowledged(socket)?;
+        if TcpInfo::of(socket)?.bytes_acked == acked {
+            return Ok(acked + queued);
+        }
+    }
+    Err(io::Error::other("the peer acknowledges faster than one can count"))
 }
 
 /// Bytes that have been put into a socket's send queue since it was made, and a constant. Never more than there are: what
