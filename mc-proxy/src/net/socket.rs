@@ -125,10 +125,16 @@ impl Socket {
         }
     }
 
-    /// Whether there is neither a byte nor an end nor a failure to be read.
-    pub fn has_nothing_to_read(&self) -> bool {
-        let peeked = retry(|| net::recv(self, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT).map(|(read, _)| read));
-        peeked == Err(Errno::AGAIN)
+    /// Whether there is neither a byte nor an end to be read.
+    ///
+    /// # Errors
+    /// When the connection has failed, which the kernel tells but once.
+    pub fn has_nothing_to_read(&self) -> io::Result<bool> {
+        match retry(|| net::recv(self, &mut [0], RecvFlags::PEEK | RecvFlags::DONTWAIT)) {
+            Ok(_) => Ok(false),
+            Err(Errno::AGAIN) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Reads with another call than `recv`, without waiting and without noting what came of it.

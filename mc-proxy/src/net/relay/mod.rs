@@ -214,20 +214,23 @@ impl<'a> Relay<'a> {
                 Splice::Sockmap => self.may_ask_at.is_none_or(|at| at <= Instant::now()),
                 Splice::Userspace => false,
             };
-            if is_wanted {
-                self.hand_over(cx);
+            if is_wanted && let Err(ended) = self.hand_over(cx) {
+                return Poll::Ready(ended);
             }
         }
         Poll::Pending
     }
 
     /// Lets the kernel carry the pair, if it can be left at this moment.
-    fn hand_over(&mut self, cx: &Context<'_>) {
-        let Ok(kernel) = self.terms.splicing.kernel() else { return };
+    fn hand_over(&mut self, cx: &Context<'_>) -> Result<(), Ended> {
+        let Ok(kernel) = self.terms.splicing.kernel() else { return Ok(()) };
         // The program must not meet a piece that has been read in part, and there is none in a queue that is empty.
-        let is_clean = self.up.is_clean() && self.down.is_clean();
-        if !is_clean || !self.client.has_nothing_to_read() || !self.backend.has_nothing_to_read() {
-            return;
+        if !self.up.is_clean()
+            || !self.down.is_clean()
+            || !self.client.has_nothing_to_read().map_err(|_| Ended::ClientFailed)?
+            || !self.backend.has_nothing_to_read().map_err(|_| Ended::BackendFailed)?
+        {
+            return Ok(());
         }
         match Carried::new(kernel, self.client, self.backend) {
             Ok(carried) => {
@@ -247,6 +250,7 @@ impl<'a> Relay<'a> {
                 self.may_ask_at = Some(later(Instant::now(), if is_final { Duration::MAX } else { ASK_AGAIN }));
             }
         }
+        Ok(())
     }
 
     fn poll_both(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {

@@ -31,8 +31,8 @@ async fn pair_that_receives(buffer: usize) -> (TcpStream, Socket) {
     (far, Socket::new(OwnedFd::from(near)))
 }
 
-fn relay(client: Socket, backend: Socket, idle: Duration) -> JoinHandle<(Ended, Transferred)> {
-    relay_until(client, backend, idle, Drain::never())
+async fn relay(client: Socket, backend: Socket, idle: Duration) -> JoinHandle<(Ended, Transferred)> {
+    relay_until(client, backend, idle, Drain::never()).await
 }
 
 thread_local! {
@@ -59,23 +59,30 @@ fn set_mode(mode: Splice) -> bool {
     }
 }
 
-fn relay_until(
+/// In the kernel's hands already, if that is where it is to be.
+async fn relay_until(
     mut client: Socket,
     mut backend: Socket,
     idle: Duration,
     drain: Drain,
 ) -> JoinHandle<(Ended, Transferred)> {
     let splicing = SPLICING.with_borrow(Arc::clone);
-    tokio::spawn(async move {
+    let taken = splicing.figures().taken;
+    let theirs = Arc::clone(&splicing);
+    let handle = tokio::spawn(async move {
         let mut transferred = Transferred::default();
-        let terms = Terms { idle, drain: &drain, splicing: &splicing, mode: None };
+        let terms = Terms { idle, drain: &drain, splicing: &theirs, mode: None };
         let ended = run(&mut client, &mut backend, terms, &mut transferred).await;
         if ended.is_orderly() {
             client.close();
             backend.close();
         }
         (ended, transferred)
-    })
+    });
+    while splicing.mode(None) == Splice::Sockmap && splicing.figures().taken == taken {
+        tokio::task::yield_now().await;
+    }
+    handle
 }
 
 /// A stream that can be checked at every position.
@@ -130,7 +137,7 @@ async fn both_directions_at_once_whatever_the_sizes() {
     ] {
         let (client, near_client) = pair().await;
         let (backend, near_backend) = pair().await;
-        let relay = relay(near_client, near_backend, PATIENCE);
+        let relay = relay(near_client, near_backend, PATIENCE).await;
         let (client_read, client_write) = client.into_split();
         let (backend_read, backend_write) = backend.into_split();
         let pause = Duration::from_millis(1);
@@ -192,7 +199,7 @@ async fn a_direction_that_has_been_bulk_holds_nothing_while_it_is_idle() {
 async fn the_end_of_one_side_leaves_the_other_open() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
-    let relay = relay(near_client, near_backend, PATIENCE);
+    let relay = relay(near_client, near_backend, PATIENCE).await;
     client.write_all(b"question").await.unwrap();
     client.shutdown().await.unwrap();
     let mut heard = Vec::new();
@@ -213,7 +220,7 @@ async fn a_reset_reaches_the_other_side_as_a_reset() {
     for is_client in [true, false] {
         let (client, near_client) = pair().await;
         let (backend, near_backend) = pair().await;
-        let relay = relay(near_client, near_backend, PATIENCE);
+        let relay = relay(near_client, near_backend, PATIENCE).await;
         let (failing, mut other) = if is_client { (client, backend) } else { (backend, client) };
         SockRef::from(&failing).set_linger(Some(Duration::ZERO)).unwrap();
         drop(failing);
@@ -227,7 +234,7 @@ async fn a_reset_reaches_the_other_side_as_a_reset() {
 async fn a_reset_after_the_end_is_noticed_while_the_other_side_is_silent() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
-    let relay = relay(near_client, near_backend, PATIENCE);
+    let relay = relay(near_client, near_backend, PATIENCE).await;
     client.shutdown().await.unwrap();
     assert_eq!(backend.read(&mut [0; 1]).await.unwrap(), 0);
     SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
@@ -243,7 +250,7 @@ async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
     let (mut backend, near_backend) = pair().await;
     let idle = Duration::from_millis(300);
     let start = Instant::now();
-    let relay = relay(near_client, near_backend, idle);
+    let relay = relay(near_client, near_backend, idle).await;
     for _ in 0..4 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         client.write_all(b"x").await.unwrap();
@@ -261,7 +268,7 @@ async fn a_quiet_pair_is_told_and_has_its_last_words() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
     let drain = drain_after(200);
-    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child());
+    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child()).await;
     client.write_all(b"question").await.unwrap();
     backend.read_exact(&mut [0; 8]).await.unwrap();
     drain.begin();
@@ -286,7 +293,7 @@ async fn a_side_that_talks_on_after_it_was_told_is_cut_off() {
     let (mut client, near_client) = pair().await;
     let (mut backend, near_backend) = pair().await;
     let drain = drain_after(0);
-    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child());
+    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child()).await;
     drain.begin();
     assert_eq!(timeout(PATIENCE, client.read(&mut [0; 1])).await.expect("not told").unwrap(), 0);
     let (_, mut write) = client.into_split();
@@ -301,7 +308,7 @@ async fn nobody_is_told_before_it_has_everything() {
     let (mut client, near_client) = pair().await;
     let (backend, near_backend) = pair().await;
     let drain = drain_after(100);
-    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child());
+    let relay = relay_until(near_client, near_backend, PATIENCE, drain.child()).await;
     let total = 3_000_000;
     let (_backend_read, backend_write) = backend.into_split();
     let flood = tokio::spawn(send(backend_write, 5, total, &[100_000]));
@@ -333,7 +340,7 @@ async fn a_reader_that_stalls_for_ever_is_idle_also_when_the_other_side_has_ende
     for half_closes in [false, true] {
         let (client, near_client) = pair().await;
         let (mut backend, near_backend) = pair().await;
-        let relay = relay(near_client, near_backend, Duration::from_millis(400));
+        let relay = relay(near_client, near_backend, Duration::from_millis(400)).await;
         let flood = async { while backend.write_all(&[7; 10_000]).await.is_ok() {} };
         let (_client_read, mut client_write) = client.into_split();
         if half_closes {
@@ -349,7 +356,7 @@ async fn what_a_side_sends_is_passed_on_while_it_does_not_read() {
     for is_client in [true, false] {
         let (client, near_client) = pair().await;
         let (backend, near_backend) = pair().await;
-        let relay = relay(near_client, near_backend, PATIENCE);
+        let relay = relay(near_client, near_backend, PATIENCE).await;
         let (mut deaf, talker) = if is_client { (client, backend) } else { (backend, client) };
         let (mut talker_read, mut talker_write) = talker.into_split();
         // Small writes with pauses, so that the first send that blocks is the one that stays blocked.

@@ -194,7 +194,7 @@ impl Spliced {
                 }
                 // What came before the program was there is judged only when it is asked for, and the reactor may not have
                 // told of it yet: without this question it would lie there until more comes.
-                if !look.source.has_nothing_to_read() {
+                if !look.source.has_nothing_to_read().map_err(|_| Side::Source)? {
                     self.is_waiting = true;
                     return Ok(Pumped::Waiting);
                 }
