@@ -21,7 +21,7 @@ mod switch;
 mod tests;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::poll_fn,
     pin::pin,
     task::{Context, Poll},
@@ -33,7 +33,7 @@ use tokio::time::{Instant, sleep_until};
 use self::{
     direction::{Direction, Side},
     kernel::{Both, Carried},
-    policy::Talk,
+    policy::{Company, Talk},
 };
 pub use self::{
     drain::Drain,
@@ -153,6 +153,8 @@ struct Relay<'a> {
     /// The program's part, once it has one.
     carried: Option<Box<Carried>>,
     talk: Talk,
+    /// The worker's messages and the time when the pair's proof began.
+    proof: (u64, Instant),
     /// After a refusal; [`Splice::Sockmap`] alone asks by the clock.
     may_ask_at: Option<Instant>,
     moved_at: Instant,
@@ -177,6 +179,7 @@ impl<'a> Relay<'a> {
             down: Direction::default(),
             carried: None,
             talk: Talk::default(),
+            proof: (0, Instant::now()),
             may_ask_at: None,
             moved_at: Instant::now(),
             is_draining: false,
@@ -208,9 +211,8 @@ impl<'a> Relay<'a> {
         }
         if self.carried.is_none() {
             let moved = self.transferred.client - before.client + self.transferred.backend - before.backend;
-            self.talk.note(moved);
             let is_wanted = match self.terms.mode_now(self.is_draining) {
-                Splice::Auto => self.talk.is_chatty(),
+                Splice::Auto => self.suits_the_kernel(moved),
                 Splice::Sockmap => self.may_ask_at.is_none_or(|at| at <= Instant::now()),
                 Splice::Userspace => false,
             };
@@ -219,6 +221,33 @@ impl<'a> Relay<'a> {
             }
         }
         Poll::Pending
+    }
+
+    /// Whether the pair has proved to be one for the kernel, so many bytes having moved.
+    fn suits_the_kernel(&mut self, moved: u64) -> bool {
+        if moved == 0 {
+            return false;
+        }
+        let before = self.talk.small();
+        self.talk.note(moved);
+        if self.talk.small() == 0 {
+            return false;
+        }
+        let messages = MESSAGES.get() + 1;
+        MESSAGES.set(messages);
+        if before == 0 {
+            self.proof = (messages - 1, self.moved_at);
+        }
+        if !self.talk.is_chatty() {
+            return false;
+        }
+        let (messages_before, since) = self.proof;
+        let company = Company { messages: messages - messages_before, time: self.moved_at - since };
+        let is_sparse = company.is_sparse(self.talk.small());
+        if !is_sparse {
+            self.talk.begin();
+        }
+        is_sparse
     }
 
     /// Lets the kernel carry the pair, if it can be left at this moment.
@@ -379,6 +408,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const BUFFER_SIZE: usize = 64 * 1024;
 
 thread_local! {
+    /// Small messages that the worker has carried in user space.
+    static MESSAGES: Cell<u64> = const { Cell::new(0) };
+
     /// Filled and emptied within one poll.
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_SIZE].into());
 }

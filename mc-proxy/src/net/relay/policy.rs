@@ -1,15 +1,24 @@
 //! Which pairs the kernel carries in `auto`, from what they do. Pure: figures go in, a claim comes out.
 //!
 //! Measured (`docs/performance.md`): a redirect in the kernel saves the wake-up and the system calls of a small message,
-//! and costs more than `splice(2)` for every byte of a large one. An idle pair costs the daemon nothing in either place.
-//! So a pair starts in user space, and moves when it has proved to be chatty; it is taken back when it turns bulk, and to
-//! move once more it has to prove four times as much.
+//! and costs more than `splice(2)` for every byte of a large one. Where many pairs talk at once, one wake-up of user space
+//! serves many messages, and the kernel's way, which takes them one by one, loses. An idle pair costs the daemon nothing in
+//! either place. So a pair starts in user space, and moves when it has proved to be chatty while its worker had little else
+//! to do; it is taken back when it turns bulk, and to move once more it has to prove four times as much.
+
+use std::time::Duration;
 
 /// Messages in a row, none of them large, after which a pair is chatty. To hand a pair over costs as much as a few of them.
 const CHATTY_AFTER: u32 = 32;
 
 /// The proof is not asked to be larger than this, however often a pair has changed its ways.
 const CHATTY_AFTER_MAX: u32 = 32 * 1024;
+
+/// A pair with this part of its worker's messages has no others to share a wake-up with.
+const LONE_SHARE: u64 = 4;
+
+/// Messages a second of a worker, below which hardly two of them come together.
+const QUIET_RATE: u64 = 5_000;
 
 /// Bytes that one look may find and still be a small message.
 const SMALL: u64 = 4 * 1024;
@@ -25,6 +34,23 @@ const BULK_AFTER: u64 = 512 * 1024;
 pub(super) struct Talk {
     small: u32,
     proof: u32,
+}
+
+/// What the messages of a pair's proof were among.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Company {
+    /// Small messages of all pairs of the worker in that time, the pair's own included.
+    pub(super) messages: u64,
+    /// How long it took.
+    pub(super) time: Duration,
+}
+
+impl Company {
+    /// Whether a wake-up of the worker serves one message and not many.
+    pub(super) fn is_sparse(self, own: u32) -> bool {
+        let per_second = u128::from(self.messages) * 1_000_000_000 / self.time.as_nanos().max(1);
+        u64::from(own).saturating_mul(LONE_SHARE) >= self.messages || per_second < u128::from(QUIET_RATE)
+    }
 }
 
 impl Default for Talk {
@@ -43,9 +69,19 @@ impl Talk {
         }
     }
 
-    /// Whether the kernel is the better place for it.
+    /// Whether it talks in small messages.
     pub(super) fn is_chatty(&self) -> bool {
         self.small >= self.proof
+    }
+
+    /// Small messages in a row so far.
+    pub(super) fn small(&self) -> u32 {
+        self.small
+    }
+
+    /// The proof begins anew, without becoming larger.
+    pub(super) fn begin(&mut self) {
+        self.small = 0;
     }
 
     /// It was there and has turned bulk, or could not be taken.
@@ -121,6 +157,16 @@ mod tests {
         assert!(talk.is_chatty());
         talk.note(SMALL + 1);
         assert!(!talk.is_chatty());
+    }
+
+    #[test]
+    fn a_pair_among_many_that_talk_stays_where_a_wake_up_serves_many() {
+        let company = |messages, millis| Company { messages, time: Duration::from_millis(millis) };
+        assert!(company(32, 1).is_sparse(32), "alone");
+        assert!(company(128, 1).is_sparse(32), "one of four");
+        assert!(!company(1024, 12).is_sparse(32), "one of 32, all busy");
+        assert!(company(1024, 1000).is_sparse(32), "one of 32, each at its ease");
+        assert!(!Company { messages: u64::MAX, time: Duration::ZERO }.is_sparse(32));
     }
 
     #[test]
