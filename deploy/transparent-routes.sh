@@ -12,7 +12,8 @@
 #   BACKENDS="eth1:10.0.0.5:8443 eth1:[fd00::5]:8443" transparent-routes.sh up
 #
 # `down` with the same BACKENDS removes these too. The sysctls stay as they are on `down`: others may need them by now.
-set -eu
+# -f: [fd00::5] is an address, and no pattern of file names.
+set -euf
 
 usage() {
     echo "usage: [BACKENDS='INTERFACE:ADDRESS:PORT ...'] $0 up|down [MARK [TABLE]]" >&2
@@ -25,18 +26,32 @@ mark=${2:-28016}
 table=${3:-28016}
 backends=${BACKENDS:-}
 
+fail() {
+    echo "$0: $1" >&2
+    exit 1
+}
+
 for number in "$mark" "$table"; do
     case $number in
-        0x*[!0-9a-fA-F]* | 0x | '') usage ;;
+        0x*[!0-9a-fA-F]* | 0x | 0x?????????* | '') usage ;;
         0x*) ;;
-        *[!0-9]*) usage ;;
+        *[!0-9]* | ???????????*) usage ;;
+        # To printf it would be octal.
+        0?*) fail "$number: write it without the leading zero" ;;
     esac
 done
 # `ip rule` shows marks in hexadecimal.
 mark=$(printf '0x%x' "$mark")
 table=$(printf '%d' "$table")
+# Every packet without a mark has mark 0.
+[ "$mark" != 0x0 ] || fail "mark 0 is that of all other packets"
+[ ${#mark} -le 10 ] && [ "$table" -le 4294967295 ] || fail "above 4294967295"
+case $table in
+    0) fail "table 0 is none" ;;
+    253 | 254 | 255) fail "table $table is one of the kernel's own: default, main and local" ;;
+esac
 
-has_ipv6() { [ -e /proc/sys/net/ipv6 ]; }
+has_ipv6() { [ "$(cat /proc/sys/net/ipv6/conf/lo/disable_ipv6 2>/dev/null)" = 0 ]; }
 
 # rule FAMILY SELECTOR...: there may be several of one kind, so that one is added only if there is none.
 add_rule() {
@@ -72,6 +87,12 @@ set_sysctl() {
     [ "$(cat "/proc/sys/$1")" = 1 ] || echo 1 >"/proc/sys/$1"
 }
 
+# What is removed may not be there, so that failures of `down` say nothing.
+case $action in
+    up | down) [ "$(id -u)" = 0 ] || fail "$action: needs root" ;;
+    *) usage ;;
+esac
+
 case $action in
     up)
         add_rule -4 fwmark "$mark"
@@ -96,5 +117,4 @@ case $action in
             ip -6 route del local ::/0 dev lo table "$table" 2>/dev/null || :
         fi
         ;;
-    *) usage ;;
 esac
