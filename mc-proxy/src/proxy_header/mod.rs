@@ -4,9 +4,9 @@
 //! The reader takes what the specification allows and refuses everything else as soon as it is known, since whoever can
 //! write a header chooses the address that is judged. Where it leaves a choice to the receiver:
 //!
-//! * `LOCAL`, `UNKNOWN` and unspecified families are taken; all that the header says beyond that is ignored, checksum
-//!   included.
-//! * A checksum (`CRC32C`) is verified wherever it is present.
+//! * `LOCAL`, `UNKNOWN` and unspecified families are taken; all that the header says beyond that is ignored.
+//! * A checksum (`CRC32C`) is verified wherever it is present, but with `LOCAL`, where nothing may be looked at.
+//! * A host name (`AUTHORITY`) that is not UTF-8 is treated as absent.
 //! * What is behind the addresses has to be TLVs to the last byte; those of types that have a meaning may come once. Others
 //!   are kept as they are.
 //! * A v2 header of more than [`MAX_V2`] bytes is refused, as HAProxy does with its default buffer.

@@ -25,7 +25,7 @@ const NETNS: u8 = 0x30;
 pub struct Tlvs {
     /// The application protocol, as in RFC 7301.
     pub alpn: Option<Box<[u8]>>,
-    /// The host name that the client asked for. UTF-8; nothing more is known of it.
+    /// The host name that the client asked for. UTF-8 (one that is not is absent); nothing more is known of it.
     pub authority: Option<Box<str>>,
     /// The sender's name for the connection, at most [`MAX_UNIQUE_ID`] opaque bytes.
     pub unique_id: Option<Box<[u8]>>,
@@ -62,10 +62,11 @@ impl Tlvs {
     /// Reads what is behind the addresses of `header`, which `bytes` are the end of.
     pub(super) fn parse(bytes: &[u8], header: &[u8]) -> Result<Self, HeaderError> {
         let mut tlvs = Self::default();
-        let mut is_checked = false;
+        let (mut is_checked, mut authority) = (false, None);
         for_each(bytes, |kind, value, rest| match kind {
             ALPN => once(&mut tlvs.alpn, value.into()),
-            AUTHORITY => once(&mut tlvs.authority, utf8(value)?),
+            // Senders copy what the client said.
+            AUTHORITY => once(&mut authority, utf8(value).ok()),
             CRC32C => {
                 if std::mem::replace(&mut is_checked, true) {
                     return Err(HeaderError::TlvRepeated);
@@ -82,7 +83,16 @@ impl Tlvs {
                 Ok(())
             }
         })?;
+        tlvs.authority = authority.flatten();
         Ok(tlvs)
+    }
+
+    /// Verifies the checksum of a header whose block has no meaning beyond that; one that is not TLVs has none.
+    pub(super) fn check(bytes: &[u8], header: &[u8]) -> Result<(), HeaderError> {
+        if for_each(bytes, |_, _, _| Ok(())).is_err() {
+            return Ok(());
+        }
+        for_each(bytes, |kind, value, rest| if kind == CRC32C { verify(header, value, rest) } else { Ok(()) })
     }
 
     /// Appends all of them, the checksum with a value of zero; where in `bytes` that is.

@@ -62,7 +62,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Progress, HeaderError> {
     let header = match shape.read(block) {
         Some((endpoints, tlvs)) => Header { endpoints, tlvs: Tlvs::parse(tlvs, whole)? },
         None if is_local => Header { endpoints: Endpoints::Local, tlvs: Tlvs::default() },
-        None => Header { endpoints: Endpoints::Unknown, tlvs: Tlvs::default() },
+        None => {
+            Tlvs::check(block, whole)?;
+            Header { endpoints: Endpoints::Unknown, tlvs: Tlvs::default() }
+        }
     };
     Ok(Progress::Complete { header, consumed })
 }

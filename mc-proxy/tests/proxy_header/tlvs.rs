@@ -6,7 +6,7 @@ use mc_proxy::proxy_header::{
 
 use crate::{
     cases::outcome,
-    wire::{tlv, with_tlvs},
+    wire::{LOCAL, PROXY, tlv, v2, with_tlvs},
 };
 
 fn tlvs(bytes: &[u8]) -> Result<Tlvs, HeaderError> {
@@ -87,7 +87,8 @@ fn framing() {
 fn values() {
     assert!(tlvs(&tlv(0x05, &[0xff; MAX_UNIQUE_ID])).is_ok());
     assert_eq!(tlvs(&tlv(0x05, &[0xff; MAX_UNIQUE_ID + 1])), Err(TlvValue));
-    assert_eq!(tlvs(&tlv(0x02, b"\xff")), Err(TlvValue));
+    assert_eq!(tlvs(&tlv(0x02, b"\xff")), Ok(Tlvs::default()), "as if it were absent");
+    assert_eq!(tlvs(&[tlv(0x02, b"\xff"), tlv(0x02, b"a")].concat()), Err(TlvRepeated));
     assert!(tlvs(&tlv(0x02, "bücher.example".as_bytes())).is_ok());
     assert_eq!(tlvs(&tlv(0x30, "bücher".as_bytes())), Err(TlvValue));
     for kind in [0x21, 0x23, 0x24, 0x25] {
@@ -119,6 +120,18 @@ fn how_many() {
     assert_eq!(tlvs(&tlv(0x20, &inner)), Err(TlvTooMany));
 }
 
+/// Bit by bit, as in RFC 3720 §B.4.
+fn reference_crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    !crc
+}
+
 /// Wherever the checksum is, and whatever is changed.
 #[test]
 fn checksums() {
@@ -133,6 +146,21 @@ fn checksums() {
         wire[bit / 8] ^= 1 << (bit % 8);
         assert!(outcome(&wire).is_err(), "bit {bit}");
     }
+    // Without addresses it counts, too, if the block is one of TLVs; with `LOCAL` nothing does.
+    for (block, bad) in [
+        (tlv(0x03, &[0; 4]), Some(Checksum)),
+        ([tlv(0xee, b"x"), tlv(0x03, &[0; 3])].concat(), Some(TlvValue)),
+        ([tlv(0x03, &[0; 4]), vec![0]].concat(), None),
+    ] {
+        let outcome_of = |command| outcome(&v2(command, 0, &block)).map(|(header, _)| header.tlvs);
+        assert_eq!(outcome_of(PROXY), bad.map_or(Ok(Tlvs::default()), Err));
+        assert_eq!(outcome_of(LOCAL), Ok(Tlvs::default()));
+    }
+    let mut right = v2(PROXY, 0, &tlv(0x03, &[0; 4]));
+    let crc = reference_crc32c(&right);
+    let value = right.len() - 4;
+    right[value..].copy_from_slice(&crc.to_be_bytes());
+    assert!(outcome(&right).is_ok());
     let twice = tlv(0x03, &[0; 4]).repeat(2);
     assert!(matches!(super::tlvs::tlvs(&twice), Err(Checksum | TlvRepeated)));
 }
