@@ -171,6 +171,11 @@ impl FromStr for BackendAddr {
             };
         }
         if let Ok(addr) = text.parse::<SocketAddr>() {
+            // One spelling of each, so that `::ffff:10.0.0.5` is IPv4 for routes, marks and exemptions, too.
+            let addr = match addr.ip().to_canonical() {
+                ip @ IpAddr::V4(_) => SocketAddr::new(ip, addr.port()),
+                IpAddr::V6(_) => addr,
+            };
             return if addr.port() == 0 { Err(error()) } else { Ok(Self::Ip(addr)) };
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
@@ -230,6 +235,7 @@ mod tests {
         {
             assert_eq!(good.parse::<BackendAddr>().unwrap().to_string(), good);
         }
+        assert_eq!("[::ffff:10.0.0.5]:80".parse::<BackendAddr>().unwrap().to_string(), "10.0.0.5:80");
         for bad in [
             "",
             "host",

@@ -1,7 +1,7 @@
 //! Domain values to rows and back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt::Display,
     path::{Path, PathBuf},
     str::FromStr,
@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::StoreError;
 use crate::{
     config::Splice,
-    desired::{AcceptProxy, L7Policy, Listener, ProxyVersion, Route, RouteKey, Target},
+    desired::{AcceptProxy, L7Policy, Listener, Protocol, ProxyVersion, Route, RouteKey, Target},
     firewall::Subject,
     net::addr::BackendAddr,
     route::alpn,
@@ -159,7 +159,7 @@ pub(super) fn set_max_connections(conn: &Connection, listener: i64, max: u64) ->
 pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>, Failure> {
     let (mut backends, mut policies) = (load_backends(conn, path)?, load_policies(conn, path)?);
     let mut listeners = Vec::new();
-    let mut place_of = HashMap::new();
+    let mut place_of = BTreeMap::new();
     let mut statement = conn.prepare(
         "SELECT id, addr, protocol, max_connections, max_connections_per_source, proxy_protocol, proxy_trusted,
              proxy_trust_any
@@ -204,12 +204,29 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
             splice: splice.map(|word| at.parse(&word)).transpose()?,
             l7_policies: policies.remove(&at.id).unwrap_or_default(),
         };
+        if target.transparent
+            && let Some(unix) = target.backends.iter().find(|backend| matches!(backend, BackendAddr::Unix(_)))
+        {
+            return Err(at.bad(&format!("it is transparent, and its backend \"{unix}\" is a Unix socket")).into());
+        }
         match row.get::<_, Option<String>>(2)? {
             None => listener.default = Some(target),
             Some(hostname) => {
                 let alpn = route_alpn(&at, &row.get::<_, String>(11)?)?;
                 listener.routes.push(Route { hostname: at.parse_canonical(&hostname)?, alpn, target });
             }
+        }
+    }
+    for (id, place) in place_of {
+        let Some(listener) = listeners.get(place).filter(|listener| listener.protocol == Protocol::Tcp) else {
+            continue;
+        };
+        let at = RowPlace { path, table: "listeners", id };
+        if !listener.routes.is_empty() {
+            return Err(at.bad("it has protocol \"tcp\", and routes with hostnames").into());
+        }
+        if listener.default.is_none() {
+            return Err(at.bad("it has protocol \"tcp\", and no default route").into());
         }
     }
     Ok(listeners)

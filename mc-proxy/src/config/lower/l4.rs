@@ -97,7 +97,7 @@ impl Lower<'_, '_> {
         }
         if let Some(at) = version_at {
             let text = format!("{path}.proxy_protocol_version has no effect without send_proxy_protocol = true");
-            self.report.warn(&at, text);
+            self.report.error(&at, text);
         }
         None
     }

@@ -119,6 +119,10 @@ fn errors_say_where_and_what_instead() {
             route("send_proxy_protocol = true\nproxy_protocol_version = \"v3\""),
             "9:26: listeners.routes.proxy_protocol_version: \"v3\" is not one of \"v2\", \"v1\"",
         ),
+        (
+            route("proxy_protocol_version = \"v1\""),
+            "8:26: listeners.routes.proxy_protocol_version has no effect without send_proxy_protocol = true",
+        ),
         (route("splice = \"kernel\""), "8:10: listeners.routes.splice: \"kernel\" is not one of \"auto\", \"sockmap\""),
         (
             format!("{LISTENER}[listeners.default]\nbackends = [\"a:1\", \"unix:/a\"]\ntransparent = true"),
@@ -165,10 +169,6 @@ fn what_has_no_effect_is_warned_of() {
         (
             format!("{LISTENER}proxy_protocol = true\nproxy_trust_any = true\nproxy_trusted = [\"10.0.0.0/8\"]"),
             "listeners.proxy_trusted has no effect with proxy_trust_any = true; remove one of the two",
-        ),
-        (
-            route("proxy_protocol_version = \"v1\""),
-            "listeners.routes.proxy_protocol_version has no effect without send_proxy_protocol = true",
         ),
     ] {
         let Loaded { config, warnings } = valid(&text);

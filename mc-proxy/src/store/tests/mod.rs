@@ -248,6 +248,18 @@ fn a_row_that_the_api_would_refuse_is_named() {
         ("UPDATE routes SET mode = 'l5'", "\"l5\" is not one of"),
         ("UPDATE backends SET addr = 'x'", "\"x\" is not a backend address"),
         ("DELETE FROM backends", "it has no backend"),
+        (
+            "UPDATE routes SET transparent = 1; UPDATE backends SET addr = 'unix:/run/a'",
+            "table routes, row 1: it is transparent, and its backend \"unix:/run/a\" is a Unix socket",
+        ),
+        (
+            "UPDATE listeners SET protocol = 'tcp'",
+            "table listeners, row 1: it has protocol \"tcp\", and routes with hostnames",
+        ),
+        (
+            "DELETE FROM routes; UPDATE listeners SET protocol = 'tcp'",
+            "table listeners, row 1: it has protocol \"tcp\", and no default route",
+        ),
         ("INSERT INTO l7_policies VALUES (1, 0, 'x', 'y')", "\"x\" is not one of"),
     ] {
         let (_dir, path) = place();

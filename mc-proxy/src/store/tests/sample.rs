@@ -76,7 +76,10 @@ prop_compose! {
             let alpn = alpn::parse_list(names).unwrap();
             [RouteKey { hostname: pattern(text), alpn }, key(text)]
         });
-        let routes = keys.collect::<BTreeSet<_>>().into_iter().rev().zip(targets);
+        // Without a default there is nothing for "tcp", and with one nothing else.
+        let protocol = if default.is_none() { Protocol::Tls } else { protocol };
+        let keys = keys.collect::<BTreeSet<_>>();
+        let routes = keys.into_iter().rev().zip(targets).filter(|_| protocol == Protocol::Tls);
         Listener {
             addr: ":1".parse().unwrap(),
             protocol,
@@ -113,6 +116,7 @@ prop_compose! {
         policies in prop::collection::vec((any::<bool>(), "\\PC{1,30}"), 0..4),
     ) -> Target {
         let kind = |is_agent| if is_agent { L7PolicyKind::BlockUserAgent } else { L7PolicyKind::RequireHeader };
+        let transparent = transparent && !backends.iter().any(|backend| matches!(backend, BackendAddr::Unix(_)));
         Target {
             backends,
             mode,
@@ -129,7 +133,7 @@ prop_compose! {
 
 fn backend() -> impl Strategy<Value = BackendAddr> {
     prop_oneof![
-        (any::<std::net::IpAddr>(), 1_u16..).prop_map(|(ip, port)| BackendAddr::Ip((ip, port).into())),
+        (any::<std::net::IpAddr>(), 1_u16..).prop_map(|(ip, port)| BackendAddr::Ip((ip.to_canonical(), port).into())),
         ("[a-z]{1,10}(\\.[A-Za-z]{1,10}){0,2}", 1_u16..)
             .prop_map(|(host, port)| BackendAddr::Name { host: host.into(), port }),
         "/[a-z /']{1,40}".prop_map(|path| BackendAddr::Unix(path.into())),
