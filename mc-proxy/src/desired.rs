@@ -83,7 +83,7 @@ pub struct RouteKey {
 /// Where connections go, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// At least one; tried in order.
+    /// At least one. Each connection starts with the next one, and tries the others in their order.
     pub backends: Vec<BackendAddr>,
     /// Passthrough or terminate.
     pub mode: Mode,

@@ -165,7 +165,7 @@ fn haproxy_tells_of_tls() -> Result<()> {
             // The client's end may come as a reset.
             Err(_) => daemon.log().wait_for(&[&format!("client={local} ")], SOON)?,
         };
-        for part in [&format!("id=id-{} ", local.port()), "authority=app.example.com ", "tls=TLSv1.3 "] {
+        for part in [&format!("id=id-{} ", local.port()), "authority=app.example.com ", "proxy_tls=TLSv1.3 "] {
             ensure!(line.contains(part), "no {part} in {line}");
         }
     }

@@ -29,7 +29,8 @@ pub(super) fn header(version: ProxyVersion, client: &Socket, record: &mut Record
                 Some(name) => Some(name.as_str().into()),
                 None => told.and_then(|told| told.authority.clone()),
             };
-            let alpn = told.and_then(|told| told.alpn.clone());
+            // What will be chosen of several is for the backend to say.
+            let alpn = told.and_then(|told| told.alpn.clone()).or_else(|| record.alpn.only().map(Into::into));
             let tlvs = Tlvs { alpn, authority, unique_id: Some(record.unique_id()), ..Tlvs::default() };
             // Too long it can only be for what a sender told; the addresses always fit.
             write_v2(&Header { tlvs, ..header.clone() })

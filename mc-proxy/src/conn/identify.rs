@@ -6,11 +6,11 @@
 
 use tokio::time::Instant;
 
-use super::{Outcome, pipeline, record::Record};
+use super::{Outcome, pipeline, record::Record, told::Told};
 use crate::{
     clock,
     desired::AcceptProxy,
-    net::{addr::ClientAddr, socket::Socket},
+    net::{addr::ClientAddr, memory::Anonymous, socket::Socket},
     proxy_header::{self, Endpoints, Header, Progress},
     telemetry::limit::LineLimit,
 };
@@ -19,7 +19,7 @@ use crate::{
 static WARNINGS: LineLimit = LineLimit::per_second(1);
 
 /// Makes the client known to the record. What was read behind the header comes back: it begins the client's stream.
-pub(super) async fn identify(client: &mut Socket, record: &mut Record) -> Result<Vec<u8>, Outcome> {
+pub(super) async fn identify(client: &mut Socket, record: &mut Record, place: &Anonymous) -> Result<Vec<u8>, Outcome> {
     let Some(accept) = record.permit().listener().proxy.clone() else { return Ok(Vec::new()) };
     // The kernel asks this of the peer's packets, where it can.
     let port = record.permit().listener().addr.socket().port();
@@ -32,7 +32,7 @@ pub(super) async fn identify(client: &mut Socket, record: &mut Record) -> Result
         warn(record, "a peer that is not in proxy_trusted was refused");
         return Err(Outcome::ProxyUntrusted);
     }
-    let (header, rest) = match read_header(client, record).await {
+    let (header, rest) = match read_header(client, record, place).await {
         Ok(read) => read,
         Err(outcome) => {
             if matches!(outcome, Outcome::Proxy(_)) {
@@ -49,25 +49,21 @@ pub(super) async fn identify(client: &mut Socket, record: &mut Record) -> Result
     // Bans are for clients. The peer's own connections, those of its fellows, and addresses that anybody may have written
     // into a header are not worth one.
     record.is_blameless = accept.trust_any || accept.believes(record.client.ip());
-    record.told = Some(Box::new(tlvs));
+    record.told = Told::of(tlvs).map(Box::new);
+    record.is_header_late = record.started_at().elapsed() > record.edge().proxy.handshake_timeout / 2;
     Ok(rest)
 }
 
 /// Reads the header, and not longer than the client may take for all of its handshake.
-async fn read_header(client: &mut Socket, record: &Record) -> Result<(Header, Vec<u8>), Outcome> {
+async fn read_header(client: &mut Socket, record: &Record, place: &Anonymous) -> Result<(Header, Vec<u8>), Outcome> {
     let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
     let mut bytes = Vec::new();
     loop {
-        let Some(read) = pipeline::receive(client, &mut bytes, deadline).await else {
-            return Err(Outcome::ProxyTimeout);
-        };
-        match read {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return Err(Outcome::ClientGone),
-        }
+        pipeline::receive(client, &mut bytes, place, deadline, Outcome::ProxyTimeout).await?;
         match proxy_header::parse(&bytes) {
             Progress::Complete { header, consumed } => {
                 bytes.drain(..consumed);
+                pipeline::give_back(&mut bytes, place)?;
                 return Ok((header, bytes));
             }
             Progress::Invalid(error) => return Err(Outcome::Proxy(error)),

@@ -7,6 +7,7 @@ mod outcome;
 mod pipeline;
 mod record;
 mod sources;
+mod told;
 
 pub use offences::{Offence, Offences};
 pub use outcome::{Counters, Outcome};

@@ -54,6 +54,8 @@ pub enum Outcome {
     Hello(HelloError),
     /// No route for the name, and no default.
     NoRoute,
+    /// The routes of the name are for clients that offer another ALPN name, and there is no default.
+    NoAlpn,
     /// A backend refused, or could not be reached or resolved.
     DialFailed,
     /// No backend answered in time.
@@ -77,7 +79,7 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 61] = [
+    pub const ALL: [Self; 62] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -90,6 +92,7 @@ impl Outcome {
         Self::HandshakeTimeout,
         Self::ClientGone,
         Self::NoRoute,
+        Self::NoAlpn,
         Self::ClientReset,
         Self::BackendReset,
         Self::Idle,
@@ -165,6 +168,7 @@ impl Outcome {
             Self::ClientGone => "client_gone",
             Self::Hello(error) => error.reason(),
             Self::NoRoute => "no_route",
+            Self::NoAlpn => "no_alpn",
             Self::DialFailed => "dial_failed",
             Self::DialTimeout => "dial_timeout",
             Self::TransparentFamily => "transparent_family",
@@ -199,6 +203,8 @@ impl Outcome {
             | Self::ProxyTimeout
             | Self::Proxy(_)
             | Self::ClientGone
+            // The name is one that is served.
+            | Self::NoAlpn
             | Self::DialFailed
             | Self::DialTimeout
             | Self::TransparentFamily

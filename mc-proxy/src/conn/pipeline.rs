@@ -32,7 +32,7 @@ use crate::{
         socket::Socket,
         transparent,
     },
-    tls::{ClientHelloReader, MAX_WIRE, Progress, UNRECOGNIZED_NAME_ALERT},
+    tls::{ClientHelloReader, MAX_WIRE, NO_APPLICATION_PROTOCOL_ALERT, Progress, UNRECOGNIZED_NAME_ALERT},
 };
 
 /// Takes an accepted connection to its end.
@@ -62,9 +62,12 @@ async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Ou
     let routes = record.permit().listener().routes.load();
     let Some(target) = routes.lookup(record.server_name.as_ref(), &record.alpn).map(|found| Arc::clone(found.target))
     else {
+        let is_known = record.server_name.as_ref().is_some_and(|name| routes.knows(name));
         drop(routes);
-        record.report(Outcome::NoRoute);
-        return refuse_name(client, record).await;
+        let outcome = if is_known { Outcome::NoAlpn } else { Outcome::NoRoute };
+        record.report(outcome);
+        tell_refusal(client, record, outcome).await;
+        return outcome;
     };
     drop(routes);
     // Not the client's: not counted as such.
@@ -106,15 +109,20 @@ async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Ou
 /// Who the client is, whether it is let in, and what it says first: while nobody is connected, the connection may be given
 /// up for the sake of others.
 async fn meet(client: &mut Socket, record: &mut Record, place: &Anonymous) -> Result<Vec<u8>, Outcome> {
-    let begun = identify(client, record).await.inspect_err(|outcome| record.tell_drop(*outcome))?;
+    let begun = identify(client, record, place).await.inspect_err(|outcome| record.tell_drop(*outcome))?;
     admit(record).inspect_err(|outcome| record.tell_drop(*outcome))?;
-    // A proxy's own connections are not a client's.
-    let is_proxys = record.permit().listener().proxy.is_some() && record.client == ClientAddr::from_peer(record.peer);
     let source = record.client.ip();
-    if !is_proxys && !record.permit_mut().admit_source(source) {
+    if !is_proxys_own(record) && !record.permit_mut().admit_source(source) {
         return Err(Outcome::OverSourceLimit);
     }
     greet(client, record, place, begun).await.inspect_err(|outcome| record.report(*outcome))
+}
+
+/// Whether it is the connection of a trusted proxy on its own behalf, as for a health check, and not a client's. Where
+/// everybody is trusted, everybody could say so.
+fn is_proxys_own(record: &Record) -> bool {
+    let accept = record.permit().listener().proxy.as_ref();
+    accept.is_some_and(|accept| !accept.trust_any) && record.client == ClientAddr::from_peer(record.peer)
 }
 
 /// Asks the firewall.
@@ -124,7 +132,7 @@ fn admit(record: &mut Record) -> Result<(), Outcome> {
     let judgement = match &record.permit().listener().proxy {
         None => firewall.judge(record.client, port, clock::since_boot()),
         // The proxy's own connections have been judged, and a rate is for clients.
-        Some(_) if record.client == ClientAddr::from_peer(record.peer) => return Ok(()),
+        Some(_) if is_proxys_own(record) => return Ok(()),
         Some(_) => firewall.judge_named(record.client, port, clock::since_boot()),
     };
     record.group = judgement.group();
@@ -171,44 +179,61 @@ async fn greet(
             Progress::Invalid(error) => return Err(Outcome::Hello(error)),
             Progress::Incomplete => {}
         }
-        let Some(read) = receive(client, &mut bytes, deadline).await else {
-            return Err(Outcome::HandshakeTimeout);
-        };
-        match read {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => return Err(Outcome::ClientGone),
-        }
-        if bytes.capacity() > FIRST_READ && !place.hold(bytes.capacity()) {
-            return Err(Outcome::OverMemory);
-        }
+        receive(client, &mut bytes, place, deadline, Outcome::HandshakeTimeout).await?;
     }
 }
 
 /// Most hellos fit; the next sizes are for those that do not.
 const FIRST_READ: usize = 2048;
 
-/// Appends what can be read to `bytes`, which never gets longer than [`MAX_WIRE`] and a read. `None`: the deadline.
+/// Appends what can be read, a byte or more, to `bytes`, which never gets longer than [`MAX_WIRE`] and a read. What it
+/// takes beyond [`FIRST_READ`] is charged before it is taken. `late`: what the end of the connection is at the deadline.
 pub(super) async fn receive(
     client: &mut Socket,
     bytes: &mut Vec<u8>,
+    place: &Anonymous,
     deadline: Instant,
-) -> Option<std::io::Result<usize>> {
+    late: Outcome,
+) -> Result<(), Outcome> {
     let known = bytes.len();
     // The reader refuses a hello before it gets longer than this.
     let room = known.clamp(FIRST_READ, 16 * 1024).min(MAX_WIRE + FIRST_READ - known.min(MAX_WIRE));
+    charge_for(bytes.capacity().max(known + room), place)?;
+    bytes.reserve_exact(room);
     bytes.resize(known + room, 0);
     let free = bytes.get_mut(known..).unwrap_or_default();
-    let result = timeout_at(deadline, client.recv(free)).await.ok();
-    bytes.truncate(known + result.as_ref().and_then(|read| read.as_ref().ok()).copied().unwrap_or(0));
-    result
+    let result = timeout_at(deadline, client.recv(free)).await;
+    bytes.truncate(known + result.as_ref().map_or(0, |read| *read.as_ref().unwrap_or(&0)));
+    match result {
+        Err(_) => Err(late),
+        Ok(Ok(1..)) => Ok(()),
+        Ok(Ok(0) | Err(_)) => Err(Outcome::ClientGone),
+    }
 }
 
-async fn refuse_name(client: &mut Socket, record: &Record) -> Outcome {
+/// Gives back what was read beyond the first read's size and is not needed any more.
+pub(super) fn give_back(bytes: &mut Vec<u8>, place: &Anonymous) -> Result<(), Outcome> {
+    if bytes.capacity() <= FIRST_READ {
+        return Ok(());
+    }
+    bytes.shrink_to(FIRST_READ);
+    let beyond = if bytes.capacity() > FIRST_READ { bytes.capacity() } else { 0 };
+    if place.hold(beyond) { Ok(()) } else { Err(Outcome::OverMemory) }
+}
+
+/// The first read is paid for with the connection.
+fn charge_for(capacity: usize, place: &Anonymous) -> Result<(), Outcome> {
+    if capacity <= FIRST_READ || place.hold(capacity) { Ok(()) } else { Err(Outcome::OverMemory) }
+}
+
+/// Sends the alert for a client that has no route, if it is to get one.
+async fn tell_refusal(client: &mut Socket, record: &Record, outcome: Outcome) {
+    let alert = if outcome == Outcome::NoAlpn { &NO_APPLICATION_PROTOCOL_ALERT } else { &UNRECOGNIZED_NAME_ALERT };
     let is_tls = record.permit().listener().protocol == Protocol::Tls;
     if is_tls && record.edge().proxy.refuse == Refuse::Alert {
         let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
         // A client that does not take seven bytes gets the reset alone.
-        if let Ok(Ok(())) = timeout_at(deadline, client.send_all(&UNRECOGNIZED_NAME_ALERT)).await
+        if let Ok(Ok(())) = timeout_at(deadline, client.send_all(alert)).await
             && client.shutdown_write().is_ok()
         {
             // A reset right behind the alert could overtake it: the client closes first.
@@ -216,7 +241,6 @@ async fn refuse_name(client: &mut Socket, record: &Record) -> Outcome {
             while let Ok(Ok(1..)) = timeout_at(deadline, client.recv(&mut ignored)).await {}
         }
     }
-    Outcome::NoRoute
 }
 
 /// Tries the backends from a rotating start, so that each gets its share and none is a single point of failure.

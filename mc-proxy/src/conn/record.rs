@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
-use super::{Edge, Local, Outcome, Permit, announce};
+use super::{Edge, Local, Outcome, Permit, announce, told::Told};
 use crate::{
     control::{DropEvent, Plane},
     desired::Protocol,
@@ -14,7 +14,6 @@ use crate::{
         dial::DialError,
         relay::Transferred,
     },
-    proxy_header::Tlvs,
     telemetry::limit::LineLimit,
     tls::{AlpnOffer, ServerName, TlsVersions},
 };
@@ -39,9 +38,11 @@ pub(super) struct Record {
     /// Where the client connected to, if a PROXY header has told.
     pub(super) destination: Option<SocketAddr>,
     /// What else the PROXY header has told.
-    pub(super) told: Option<Box<Tlvs>>,
+    pub(super) told: Option<Box<Told>>,
     /// Made when it is first asked for, unless the PROXY header has brought it.
     unique_id: Option<Box<[u8]>>,
+    /// The PROXY header took so much of the time for both that the client is not to blame for want of it.
+    pub(super) is_header_late: bool,
     /// Nobody is banned for what is done under this address.
     pub(super) is_blameless: bool,
     pub(super) server_name: Option<ServerName>,
@@ -67,6 +68,7 @@ impl Record {
             destination: None,
             told: None,
             unique_id: None,
+            is_header_late: false,
             is_blameless: false,
             server_name: None,
             alpn: AlpnOffer::default(),
@@ -98,7 +100,7 @@ impl Record {
 
     /// The connection's name in logs and PROXY headers: the one that a PROXY header has brought, or a new one.
     pub(super) fn unique_id(&mut self) -> Box<[u8]> {
-        let told = self.told.as_ref().and_then(|told| told.unique_id.clone()).filter(|id| !id.is_empty());
+        let told = self.told.as_ref().and_then(|told| told.unique_id.clone());
         self.unique_id.get_or_insert_with(|| told.unwrap_or_else(announce::unique_id)).clone()
     }
 
@@ -125,6 +127,7 @@ impl Record {
             && !self.is_allowed
             && !self.is_blameless
             && (is_tls || kind != OffenceKind::ServerName)
+            && (!self.is_header_late || kind != OffenceKind::Timeout)
         {
             self.edge().offences.report(self.client.ip(), kind);
         }
@@ -163,7 +166,6 @@ impl Record {
         let peer = (self.client != ClientAddr::from_peer(self.peer)).then_some(self.peer);
         let told = self.told.as_deref();
         let id = self.unique_id.as_deref().or_else(|| told.and_then(|told| told.unique_id.as_deref()));
-        let ssl = told.and_then(|told| told.ssl.as_deref());
         self.edge().counters.count(outcome, client, backend);
         macro_rules! log {
             ($level:ident, $message:literal) => {
@@ -172,8 +174,8 @@ impl Record {
                     peer = peer.map(tracing::field::display),
                     id = id.map(|id| tracing::field::display(id.escape_ascii())),
                     authority = told.and_then(|told| told.authority.as_ref()).map(|name| tracing::field::display(name.escape_debug())),
-                    tls = ssl.and_then(|ssl| ssl.version.as_ref()).map(|version| tracing::field::display(version.escape_debug())),
-                    cn = ssl.filter(|ssl| ssl.is_verified()).and_then(|ssl| ssl.common_name.as_ref()).map(|name| tracing::field::display(name.escape_ascii())),
+                    proxy_tls = told.and_then(|told| told.tls.as_ref()).map(|version| tracing::field::display(version.escape_debug())),
+                    cn = told.and_then(|told| told.common_name.as_ref()).map(|name| tracing::field::display(name.escape_ascii())),
                     listener = %self.permit.listener().addr,
                     sni = self.server_name.as_ref().map(tracing::field::display),
                     alpn = Some(&self.alpn).filter(|offer| !offer.is_empty()).map(tracing::field::display),

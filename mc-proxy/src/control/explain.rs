@@ -93,6 +93,7 @@ impl Thread {
                 let backends: Vec<_> = found.target.backends.iter().map(ToString::to_string).collect();
                 backends.join(", ")
             }
+            None if routes.knows(&name) => "no route of the name is for what is offered by ALPN".to_owned(),
             None => "no route for the name".to_owned(),
         })
     }

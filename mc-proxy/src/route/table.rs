@@ -81,6 +81,11 @@ impl RouteTable {
         )
     }
 
+    /// Whether a route has the name, whatever it wants to be offered by ALPN.
+    pub fn knows(&self, name: &ServerName) -> bool {
+        self.exact.contains_key(name) || self.wildcards(name).next().is_some()
+    }
+
     /// How many routes there are, the default not counted.
     pub fn len(&self) -> usize {
         self.len
@@ -97,20 +102,21 @@ impl RouteTable {
     }
 
     fn lookup_wildcard(&self, name: &ServerName, offer: &AlpnOffer) -> Option<RouteMatch<'_>> {
+        self.wildcards(name).find_map(|(suffix, choices)| choices.of(MatchedRule::Wildcard(suffix), offer))
+    }
+
+    /// Those that cover the name, the longest first.
+    fn wildcards<'a, 'n>(
+        &'a self,
+        name: &'n ServerName,
+    ) -> impl Iterator<Item = (&'a ServerName, &'a Choices)> + use<'a, 'n> {
         let name = name.as_str();
         let too_long = label_count(name).saturating_sub(self.wildcard_labels);
         // The first label is what the star stands for, however short the name.
         let skipped = too_long.max(1);
-        let mut suffix = name.splitn(skipped + 1, '.').nth(skipped);
-        while let Some(candidate) = suffix {
-            if let Some((suffix, choices)) = self.wildcard.get_key_value(candidate)
-                && let Some(found) = choices.of(MatchedRule::Wildcard(suffix), offer)
-            {
-                return Some(found);
-            }
-            suffix = candidate.split_once('.').map(|(_, rest)| rest);
-        }
-        None
+        let longest = name.splitn(skipped + 1, '.').nth(skipped);
+        std::iter::successors(longest, |suffix| suffix.split_once('.').map(|(_, rest)| rest))
+            .filter_map(|suffix| self.wildcard.get_key_value(suffix))
     }
 }
 
@@ -290,6 +296,23 @@ mod tests {
         assert_eq!(strict.lookup(Some(&"only.b.example".parse().unwrap()), &AlpnOffer::of(["h3"])), None);
     }
 
+    #[test]
+    fn a_name_is_known_whatever_is_offered() {
+        let table = RouteTable::new(&[with_alpn("a.example", &["h2"], 1), with_alpn("*.b.example", &["h2"], 2)], None);
+        for (name, is_known) in [
+            ("a.example", true),
+            ("x.b.example", true),
+            ("y.x.b.example", true),
+            ("b.example", false),
+            ("x.a.example", false),
+            ("example", false),
+        ] {
+            let name = name.parse().unwrap();
+            assert_eq!(table.knows(&name), is_known, "{name}");
+            assert_eq!(table.lookup(Some(&name), &AlpnOffer::of(["h3"])), None, "{name}");
+        }
+    }
+
     /// What `lookup` has to agree with, read off the rule: filter, then the best; the routes differ in their keys.
     fn reference<'a>(routes: &'a [Route], name: &ServerName, offer: &[&str]) -> Option<&'a Route> {
         let is_named = |route: &Route| match &route.hostname {
@@ -342,6 +365,8 @@ mod tests {
                 let expected = reference(&routes, &name, &offer).map(|route| route.target.clone());
                 let found = table.lookup(Some(&name), &AlpnOffer::of(&offer));
                 prop_assert_eq!(found.map(|found| Target::clone(found.target)), expected.or_else(|| has_default.then(|| target(2))));
+                let is_known = routes.iter().any(|route| reference(std::slice::from_ref(route), &name, &NAMES).is_some());
+                prop_assert_eq!(table.knows(&name), is_known);
             }
         }
     }

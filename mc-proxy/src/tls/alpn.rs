@@ -65,6 +65,12 @@ impl AlpnOffer {
         std::iter::from_fn(move || rest.vec8().map(Cursor::bytes))
     }
 
+    /// The name, if it is the only one that is offered.
+    pub fn only(&self) -> Option<&[u8]> {
+        let mut names = self.names();
+        names.next().filter(|_| names.next().is_none() && !self.is_cut)
+    }
+
     /// Whether one of `names` is offered.
     pub fn has_any(&self, names: &[String]) -> bool {
         self.names().any(|offered| names.iter().any(|name| name.as_bytes() == offered))
@@ -114,6 +120,8 @@ mod tests {
         assert!(offer.has_any(&names(&["x", "http/1.1"])));
         assert!(!offer.has_any(&names(&["x", "http/1", "H2", ""])) && !offer.has_any(&[]));
         assert!(!AlpnOffer::default().has_any(&names(&["h2"])));
+        assert_eq!(AlpnOffer::of(["h2"]).only(), Some(b"h2".as_slice()));
+        assert_eq!((offer.only(), AlpnOffer::default().only()), (None, None));
     }
 
     #[test]
@@ -150,6 +158,8 @@ mod tests {
         names[2] = b"h2";
         let offer = parse(&data(&names)).unwrap();
         assert_eq!(offer.names().count(), 2);
+        let cut = parse(&data(&[&name, &name, b"h2"])).unwrap();
+        assert_eq!((cut.names().count(), cut.only()), (2, None));
         assert!(!offer.has_any(&["h2".to_owned()]) && !offer.is_empty());
         assert!(offer.to_string().ends_with("x,…"));
         names[254] = b"";

@@ -7,7 +7,7 @@ mod cursor;
 mod server_name;
 mod versions;
 
-pub use alert::UNRECOGNIZED_NAME_ALERT;
+pub use alert::{NO_APPLICATION_PROTOCOL_ALERT, UNRECOGNIZED_NAME_ALERT};
 pub use alpn::{AlpnOffer, KEPT_BYTES};
 pub use client_hello::{ClientHello, ClientHelloReader, HelloError, MAX_HELLO, MAX_RECORDS, MAX_WIRE, Progress};
 pub use server_name::{ServerName, ServerNameError};

@@ -17,8 +17,8 @@ use tokio::{
 use super::*;
 use crate::{
     config::Proxy,
-    conn::{Counters, Edge, Listening, Offence, Offences},
-    desired::Listener,
+    conn::{Counters, Edge, Listening, Offence, Offences, sources::Source},
+    desired::{AcceptProxy, Listener, Route},
     firewall::{
         Firewall, Group, OffenceKind,
         guard_fixture::{BLOCK, firewall},
@@ -62,6 +62,17 @@ impl Bench {
         });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
+    }
+
+    /// With another listener.
+    fn on(self, listener: &Listener) -> Self {
+        Self { listening: Arc::new(Listening::new(listener)), ..self }
+    }
+
+    /// Behind PROXY protocol, whose headers are believed of 192.0.2.0/24, or of anybody.
+    fn behind_proxy(self, trust_any: bool) -> Self {
+        let proxy = Some(AcceptProxy { trusted: vec!["192.0.2.0/24".parse().unwrap()], trust_any });
+        self.on(&Listener { proxy, max_connections_per_source: 1, ..Listener::new(":443".parse().unwrap()) })
     }
 
     fn tls(firewall: Firewall) -> Self {
@@ -116,6 +127,99 @@ async fn garbage_and_unknown_names_are_offences() {
     assert_eq!(bench.offences.try_recv(), Ok(offence("2001:db8::1", OffenceKind::ServerName)));
     assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
     assert_eq!((bench.outcome("not_tls"), bench.outcome("no_route")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_name_that_is_served_to_others_is_no_offence() {
+    let target = Target::passthrough("127.0.0.1:9".parse().unwrap());
+    let route = Route { hostname: "*.example".parse().unwrap(), alpn: vec!["acme-tls/1".to_owned()], target };
+    let listener = Listener { routes: vec![route], ..Listener::new(":443".parse().unwrap()) };
+    let mut bench = Bench::new(Firewall::default(), Protocol::Tls, Refuse::Alert).on(&listener);
+    for (name, alert) in [("known.example", NO_APPLICATION_PROTOCOL_ALERT), ("unknown.test", UNRECOGNIZED_NAME_ALERT)] {
+        let (served, mut client) = bench.connect("192.0.2.1").await;
+        client.write_all(&hello(name)).await.unwrap();
+        let answer = async {
+            let mut answer = Vec::new();
+            client.read_to_end(&mut answer).await.unwrap();
+            drop(client);
+            answer
+        };
+        let (answer, ()) = timeout(PATIENCE, async { tokio::join!(answer, served) }).await.unwrap();
+        assert_eq!(answer, alert, "{name}");
+    }
+    assert_eq!((bench.outcome("no_alpn"), bench.outcome("no_route")), (1, 1));
+    assert_eq!(bench.offences.try_recv(), Ok(offence("192.0.2.1", OffenceKind::ServerName)));
+    assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
+}
+
+const UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
+
+#[tokio::test]
+async fn who_names_no_client_is_limited_unless_it_is_a_trusted_proxy() {
+    for (trust_any, expected) in [(false, [3, 0, 0]), (true, [0, 2, 1])] {
+        let firewall = firewall(&[], RateLimit::new(2, 1 << 40, 32, 64));
+        let bench = Bench::tls(firewall).behind_proxy(trust_any);
+        // There is a connection of the source already.
+        let place = bench.listening.sources.take(Source::of("192.0.2.1".parse().unwrap()));
+        assert_eq!(place, Ok(true));
+        for _ in 0..3 {
+            let (served, mut client) = bench.connect("192.0.2.1").await;
+            // It may be reset before it has said anything.
+            drop(client.write_all(&[UNKNOWN, b"garbage"].concat()).await);
+            timeout(PATIENCE, served).await.unwrap();
+        }
+        let counts = ["not_tls", "over_source_limit", "rate_limited"].map(|reason| bench.outcome(reason));
+        assert_eq!(counts, expected, "trust_any = {trust_any}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_header_is_not_the_clients_fault() {
+    for (share, is_offence) in [(0.4, true), (0.6, false)] {
+        let mut bench = Bench::tls(Firewall::default()).behind_proxy(false);
+        let (served, mut proxy) = bench.connect("192.0.2.1").await;
+        let late = async {
+            tokio::time::sleep(PATIENCE.mul_f64(share)).await;
+            proxy.write_all(b"PROXY TCP4 203.0.113.7 198.51.100.1 5000 443\r\n").await.unwrap();
+        };
+        timeout(2 * PATIENCE, async { tokio::join!(late, served) }).await.unwrap();
+        assert_eq!(bench.outcome("handshake_timeout"), 1);
+        let told = is_offence.then(|| offence("203.0.113.7", OffenceKind::Timeout));
+        assert_eq!(bench.offences.try_recv().ok(), told, "{share}");
+    }
+}
+
+/// What is read is charged before it is read, whether it is the hello's or the header's.
+#[tokio::test]
+async fn a_long_beginning_does_not_fit_into_a_small_budget() {
+    let header = [b"\r\n\r\n\0\r\nQUIT\n\x21\x00".as_slice(), &8_000_u16.to_be_bytes(), &[0xff; 8_000]].concat();
+    let long_hello = [[0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc].as_slice(), [0; 12_000].as_slice()].concat();
+    let both = [header.as_slice(), &long_hello].concat();
+    for (bytes, is_proxy) in [(&long_hello, false), (&header, true), (&both, true)] {
+        for (limit, outcome) in [(12 << 10, "over_memory"), (1 << 20, "client_gone")] {
+            let (bytes, finish) = (bytes.clone(), tokio::runtime::Builder::new_current_thread());
+            // An account belongs to a thread.
+            let served = move || {
+                let mut finish = finish;
+                finish.enable_all().build().unwrap().block_on(async {
+                    let mut bench = Bench::tls(Firewall::default());
+                    if is_proxy {
+                        bench = bench.behind_proxy(false);
+                    }
+                    memory::Budget::new(limit).open_account();
+                    let (served, mut client) = bench.connect("192.0.2.1").await;
+                    let said = async {
+                        // It may be reset before it has said all.
+                        drop(client.write_all(&bytes).await);
+                        drop(client.shutdown().await);
+                    };
+                    timeout(PATIENCE, async { tokio::join!(said, served) }).await.unwrap();
+                    assert_eq!(bench.outcome(outcome), 1, "{limit} {:?}", bench.edge.counters.outcomes());
+                });
+            };
+            std::thread::spawn(served).join().unwrap();
+        }
+    }
 }
 
 #[tokio::test]
