@@ -153,7 +153,7 @@ fn checksums() {
         ([tlv(0x03, &[0; 4]), vec![0]].concat(), None),
     ] {
         let outcome_of = |command| outcome(&v2(command, 0, &block)).map(|(header, _)| header.tlvs);
-        assert_eq!(outcome_of(PROXY), bad.map_or(Ok(Tlvs::default()), Err));
+        assert_eq!(outcome_of(PROXY), bad.map_or_else(|| Ok(Tlvs::default()), Err));
         assert_eq!(outcome_of(LOCAL), Ok(Tlvs::default()));
     }
     let mut right = v2(PROXY, 0, &tlv(0x03, &[0; 4]));
