@@ -18,6 +18,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     path::Path,
+    pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
@@ -295,16 +296,23 @@ impl Running {
         notifier.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = self.workers.len(), "mc-proxy is ready");
 
-        let ending = loop {
-            tokio::select! {
-                _ = signals.terminate.recv() => break Ending::Signal,
-                _ = signals.interrupt.recv() => break Ending::Signal,
-                successor = rung(self.doorbell.as_ref()) => match successor.pass(&self.sockets) {
-                    Ok(()) => break Ending::Takeover(successor),
-                    Err(error) => tracing::error!(%error, "a successor has gone before it had the listening sockets"),
-                },
-                _ = signals.hangup.recv() => reload(&self.control, &mut notifier).await,
-                () = notifier.watch(&self.workers, &self.control_thread) => {}
+        let ending = {
+            // One question for all turns of the loop: a successor that has rung may still be telling who it is.
+            let mut ringing = pin!(rung(self.doorbell.as_ref()));
+            loop {
+                tokio::select! {
+                    _ = signals.terminate.recv() => break Ending::Signal,
+                    _ = signals.interrupt.recv() => break Ending::Signal,
+                    successor = &mut ringing => match successor.pass(&self.sockets) {
+                        Ok(()) => break Ending::Takeover(successor),
+                        Err(error) => {
+                            tracing::error!(%error, "a successor has gone before it had the listening sockets");
+                            ringing.set(rung(self.doorbell.as_ref()));
+                        }
+                    },
+                    _ = signals.hangup.recv() => reload(&self.control, &mut notifier).await,
+                    () = notifier.watch(&self.workers, &self.control_thread) => {}
+                }
             }
         };
         let patience = self.config.proxy.shutdown_timeout;
