@@ -13,7 +13,7 @@ use rustix::{
 
 /// Connections are accepted as long as they leave this part of the descriptors for others: for backends, pipes, the
 /// database.
-const HEADROOM_SHARE: u64 = 8;
+const HEADROOM_SHARE: u64 = 32;
 
 /// Fewer are no headroom.
 const HEADROOM_MIN: u64 = 16;
@@ -60,10 +60,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_eighth_is_left() {
+    fn a_part_is_left() {
         for (limit, high) in [
-            (Some(1_048_576), 917_504),
-            (Some(1024), 896),
+            (Some(1_048_576), 1_015_808),
+            (Some(1024), 992),
             (Some(100), 84),
             (Some(10), 0),
             (Some(u64::MAX), RawFd::MAX),
