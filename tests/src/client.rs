@@ -118,10 +118,14 @@ fn converse(stream: io::Result<TcpStream>, bytes: &[u8], half_closes: bool) -> R
     };
     let sent = stream.write_all(bytes);
     let sent = if half_closes { sent.and_then(|()| stream.shutdown(Shutdown::Write)) } else { sent };
-    match sent {
-        Ok(()) => {}
-        Err(error) if is_reset(&error) || error.kind() == ErrorKind::NotConnected => {}
+    let was_reset = match sent {
+        Ok(()) => false,
+        Err(error) if is_reset(&error) || error.kind() == ErrorKind::NotConnected => true,
         Err(error) => return Err(error).context("sending"),
-    }
-    end_of(&mut stream)
+    };
+    Ok(match end_of(&mut stream)? {
+        // The kernel tells of a reset once, and it was when sending.
+        End::Closed(bytes) if was_reset => End::Reset(bytes),
+        end @ (End::Closed(_) | End::Reset(_) | End::Silent(_)) => end,
+    })
 }
