@@ -19,6 +19,8 @@ pub struct TcpInfo {
     pub last_data_recv: u32,
     /// Milliseconds since something was sent.
     pub last_data_sent: u32,
+    /// Milliseconds since the peer acknowledged something, be it again.
+    pub last_ack_recv: u32,
     /// Bytes that the peer has acknowledged; SYN and FIN count as one each.
     pub bytes_acked: u64,
     /// Bytes received in order; the peer's FIN counts as one.
@@ -35,7 +37,8 @@ struct Raw {
     last_data_sent: u32,
     _last_ack_sent: u32,
     last_data_recv: u32,
-    _after: [u32; 12],
+    last_ack_recv: u32,
+    _after: [u32; 11],
     _pacing: [u64; 2],
     bytes_acked: u64,
     bytes_received: u64,
@@ -64,6 +67,7 @@ impl TcpInfo {
             state: raw.state,
             last_data_recv: raw.last_data_recv,
             last_data_sent: raw.last_data_sent,
+            last_ack_recv: raw.last_ack_recv,
             bytes_acked: raw.bytes_acked,
             bytes_received: raw.bytes_received,
         })

@@ -260,6 +260,25 @@ async fn silence_ends_a_relay_and_a_byte_prolongs_it() {
     assert!(start.elapsed() >= Duration::from_millis(700));
 }
 
+/// Also what was said just before or after the relay has last looked at its clock does not count twice.
+async fn silence_is_counted_from_the_last_byte() {
+    const IDLE: Duration = Duration::from_secs(2);
+    for delay in [None, Some(IDLE / 4)] {
+        let (mut client, near_client) = pair().await;
+        let (mut backend, near_backend) = pair().await;
+        let relay = relay(near_client, near_backend, IDLE).await;
+        if let Some(delay) = delay {
+            tokio::time::sleep(delay).await;
+            client.write_all(b"x").await.unwrap();
+            backend.read_exact(&mut [0]).await.unwrap();
+        }
+        let silent = Instant::now();
+        assert_eq!(relay.await.unwrap().0, Ended::Idle);
+        let lasted = silent.elapsed();
+        assert!(lasted < IDLE + IDLE / 2, "{lasted:?}, {delay:?}");
+    }
+}
+
 fn drain_after(quiet: u64) -> Drain {
     Drain::new(tokio_util::sync::CancellationToken::new(), Duration::from_millis(quiet))
 }
@@ -404,6 +423,7 @@ in_each_mode! {
     a_reset_reaches_the_other_side_as_a_reset,
     a_reset_after_the_end_is_noticed_while_the_other_side_is_silent,
     silence_ends_a_relay_and_a_byte_prolongs_it,
+    silence_is_counted_from_the_last_byte,
     a_quiet_pair_is_told_and_has_its_last_words,
     a_side_that_talks_on_after_it_was_told_is_cut_off,
     nobody_is_told_before_it_has_everything,

@@ -155,9 +155,10 @@ impl Carried {
     fn try_new(kernel: &Arc<Kernel>, client: &Socket, backend: &Socket) -> io::Result<Self> {
         // What is written before the program is there has been written by user space.
         let (up, down) = (Spliced::new(backend)?, Spliced::new(client)?);
+        let acked = [TcpInfo::of(client.as_fd())?.bytes_acked, TcpInfo::of(backend.as_fd())?.bytes_acked];
         let pair = Pair::new(kernel, client, backend)?;
         kernel.counters.pairs.fetch_add(1, Relaxed);
-        Ok(Self { kernel: Arc::clone(kernel), pair, up, down, acked: [0; 2] })
+        Ok(Self { kernel: Arc::clone(kernel), pair, up, down, acked })
     }
 
     /// Sees to what user space has to, in each direction. `Ready(Err)` when the pair has failed.
@@ -243,16 +244,18 @@ impl Carried {
         }
     }
 
-    /// For how long nothing has moved, as far as the kernel tells: something was received, or taken by a peer since the
-    /// last question.
+    /// For how long nothing has moved, as far as the kernel tells: something was received, or taken by a peer. An
+    /// acknowledgement alone is none: it may be that of a keepalive probe.
     pub(super) fn quiet_for(&mut self, client: &Socket, backend: &Socket) -> io::Result<Duration> {
-        let infos = [TcpInfo::of(client.as_fd())?, TcpInfo::of(backend.as_fd())?];
-        let acked = infos.map(|info| info.bytes_acked);
-        if acked != std::mem::replace(&mut self.acked, acked) {
-            return Ok(Duration::ZERO);
+        let mut quiet = u32::MAX;
+        for (socket, acked) in [client, backend].into_iter().zip(&mut self.acked) {
+            let info = TcpInfo::of(socket.as_fd())?;
+            quiet = quiet.min(info.last_data_recv);
+            if std::mem::replace(acked, info.bytes_acked) != info.bytes_acked {
+                quiet = quiet.min(info.last_ack_recv);
+            }
         }
-        let milliseconds = infos.iter().map(|info| info.last_data_recv).min().unwrap_or_default();
-        Ok(Duration::from_millis(milliseconds.into()))
+        Ok(Duration::from_millis(quiet.into()))
     }
 
     /// Ends the hold on the sockets, which are about to be closed or reset.
