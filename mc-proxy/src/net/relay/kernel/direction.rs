@@ -138,11 +138,12 @@ impl Spliced {
     /// Sees to what has to be done by hand. `Ready(Ok)`: the target has everything up to the source's end.
     pub(super) fn poll(&mut self, pump: &mut Direction, look: &mut Look<'_, '_>) -> Poll<Result<(), Side>> {
         self.is_waiting = false;
+        let mut is_renewed = false;
         loop {
             match self.state {
                 State::Redirecting => {
                     let is_passing = look.slot.passed() != self.pumped;
-                    if !is_passing && (self.is_behind || look.slot.redirected() > self.mark) {
+                    if !is_passing && !is_renewed && (self.is_behind || look.slot.redirected() > self.mark) {
                         self.flow.note_redirected(look.slot.redirected(), look.slot.pieces());
                         self.renew(look)?;
                     }
@@ -164,7 +165,10 @@ impl Spliced {
                     Pumped::Ended => return Poll::Ready(Ok(())),
                     Pumped::Waiting => return Poll::Pending,
                     // What was passed before the new limit was seen is found there.
-                    Pumped::Even => self.state = State::Redirecting,
+                    Pumped::Even => {
+                        is_renewed = true;
+                        self.state = State::Redirecting;
+                    }
                 },
             }
         }
