@@ -306,11 +306,10 @@ impl<'a> Relay<'a> {
     }
 
     fn poll_directions(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Result<(Poll<()>, Poll<()>), Ended> {
-        let (terms, is_draining) = (self.terms, self.is_draining);
-        let mode = || terms.mode_now(is_draining);
-        let Self { client, backend, up, down, transferred, .. } = self;
+        let Self { client, backend, up, down, transferred, terms, is_draining, .. } = self;
         if let Some(carried) = &mut self.carried {
-            return carried.poll(&mut Both { cx, client, backend, up, down, buffer, transferred, mode: &mode });
+            let (terms, is_draining) = (*terms, *is_draining);
+            return carried.poll(&mut Both { cx, client, backend, up, down, buffer, transferred, terms, is_draining });
         }
         let up = up.poll(cx, client, backend, buffer, &mut transferred.client).map_err(client_to_backend);
         let down = down.poll(cx, backend, client, buffer, &mut transferred.backend).map_err(backend_to_client);

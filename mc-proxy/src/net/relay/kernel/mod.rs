@@ -41,7 +41,7 @@ use self::{
     pair::Pair,
     slots::{Slots, event},
 };
-use super::{Ended, Splice, Transferred, direction::Direction};
+use super::{Ended, Terms, Transferred, direction::Direction};
 use crate::net::socket::Socket;
 
 /// The engine: program, maps and the thread that reads the program's events.
@@ -135,8 +135,8 @@ pub(super) struct Both<'a, 'cx> {
     pub(super) down: &'a mut Direction,
     pub(super) buffer: &'a mut [u8],
     pub(super) transferred: &'a mut Transferred,
-    /// What carries pairs of this kind now; asked for after the events, or a change of it could be missed.
-    pub(super) mode: &'a dyn Fn() -> Splice,
+    pub(super) terms: Terms<'a>,
+    pub(super) is_draining: bool,
 }
 
 impl Carried {
@@ -165,7 +165,8 @@ impl Carried {
     pub(super) fn poll(&mut self, both: &mut Both<'_, '_>) -> Result<(Poll<()>, Poll<()>), Ended> {
         let shared = &self.kernel.shared;
         let events = shared.slots.signal(self.pair.number()).map_or(0, |signal| signal.take(both.cx.waker()));
-        let mode = (both.mode)();
+        // After the events, or a change of it could be missed.
+        let mode = both.terms.mode_now(both.is_draining);
         if events & event::CLIENT_FAILED != 0 && has_failed(both.client) {
             return Err(Ended::ClientFailed);
         }
