@@ -28,7 +28,7 @@ impl Splicing {
 
     /// What a pair is to be carried by now whose route has this mode of its own.
     pub fn mode(&self, route: Option<Splice>) -> Splice {
-        match &self.kernel {
+        match self.kernel() {
             Ok(_) => self.switch.resolve(route),
             Err(_) => Splice::Userspace,
         }
@@ -54,7 +54,8 @@ impl Splicing {
     /// # Errors
     /// Why there is none.
     pub fn kernel(&self) -> Result<&Arc<Kernel>, &str> {
-        self.kernel.as_ref().map_err(AsRef::as_ref)
+        let kernel = self.kernel.as_ref().map_err(AsRef::as_ref)?;
+        if kernel.has_failed() { Err("its events cannot be read; the log says why") } else { Ok(kernel) }
     }
 
     /// What the engine has done.

@@ -431,6 +431,42 @@ in_each_mode! {
     what_a_side_sends_is_passed_on_while_it_does_not_read,
 }
 
+#[tokio::test]
+async fn an_engine_that_fails_gives_its_pairs_back_and_gets_no_more() {
+    if !set_mode(Splice::Sockmap) {
+        return;
+    }
+    let splicing = SPLICING.with_borrow(Arc::clone);
+    let kernel = Arc::clone(splicing.kernel().unwrap());
+    let (mut client, near_client) = pair().await;
+    let (mut backend, near_backend) = pair().await;
+    let before = relay(near_client, near_backend, PATIENCE).await;
+    client.write_all(b"before").await.unwrap();
+    backend.read_exact(&mut [0; 6]).await.unwrap();
+    kernel.fail();
+    assert!(splicing.kernel().is_err());
+    let given_back = async {
+        while kernel.figures().credit > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, given_back).await.expect("the kernel still carries it");
+    let (mut other_client, near_client) = pair().await;
+    let (mut other_backend, near_backend) = pair().await;
+    let after = relay(near_client, near_backend, PATIENCE).await;
+    for (client, backend) in [(&mut client, &mut backend), (&mut other_client, &mut other_backend)] {
+        client.write_all(b"after").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut heard = Vec::new();
+        timeout(PATIENCE, backend.read_to_end(&mut heard)).await.expect("nobody hears of the end").unwrap();
+        assert_eq!(heard, b"after");
+    }
+    drop((client, backend, other_client, other_backend));
+    assert_eq!(before.await.unwrap(), (Ended::Closed, Transferred { client: 11, backend: 0 }));
+    assert_eq!(after.await.unwrap(), (Ended::Closed, Transferred { client: 5, backend: 0 }));
+    assert_eq!(kernel.figures().taken, 1);
+}
+
 /// No pair, and no credit.
 async fn nothing_is_left() {
     let kernel = SPLICING.with_borrow(Arc::clone);

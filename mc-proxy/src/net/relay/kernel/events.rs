@@ -83,6 +83,7 @@ fn run(shared: &Shared, mut ring: RingBuf<MapData>, stop: &Stop) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 tracing::error!(%error, "the events of the kernel splice cannot be read");
+                shared.fail();
                 return;
             }
         }

@@ -24,7 +24,7 @@ use std::{
     os::fd::AsFd as _,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -56,6 +56,7 @@ pub struct Kernel {
 struct Shared {
     maps: Maps,
     slots: Slots,
+    has_failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -91,9 +92,19 @@ impl Kernel {
     /// Without `CAP_BPF` and `CAP_NET_ADMIN`, or from a kernel that does not take the program.
     pub fn load() -> Result<Arc<Self>, SpliceError> {
         let (maps, events) = Maps::load()?;
-        let shared = Arc::new(Shared { maps, slots: Slots::new() });
+        let shared = Arc::new(Shared { maps, slots: Slots::new(), has_failed: AtomicBool::new(false) });
         let reader = Reader::start(Arc::clone(&shared), events)?;
         Ok(Arc::new(Self { shared, counters: Counters::default(), _reader: reader }))
+    }
+
+    /// Whether nothing can be left to it any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.has_failed.load(Relaxed)
+    }
+
+    /// Nothing is left to it from here on.
+    pub(super) fn fail(&self) {
+        self.shared.fail();
     }
 
     /// Every pair is looked at, after the mode was changed.
@@ -112,6 +123,14 @@ impl Kernel {
             bytes: counters.bytes.load(Relaxed),
             credit: self.shared.slots.credited(),
         }
+    }
+}
+
+impl Shared {
+    /// Without its events a pair would not hear of ends and used-up credit: all of them go back to user space.
+    fn fail(&self) {
+        self.has_failed.store(true, Relaxed);
+        self.slots.raise_all();
     }
 }
 

@@ -101,6 +101,7 @@ async fn read(kernel: Weak<Kernel>, watch: Watch) {
         let Some(kernel) = kernel.upgrade() else { return };
         if let Err(error) = watch.tell(&kernel) {
             tracing::error!(%error, "the events of spliced connections cannot be read");
+            kernel.fail();
             return;
         }
     }
