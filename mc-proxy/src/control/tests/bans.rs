@@ -102,12 +102,14 @@ async fn there_are_only_so_many_and_an_operators_rule_is_none_of_them() {
             tokio::time::sleep(Duration::from_millis(3)).await;
         }
     }
-    bench.offences_are_seen("198.51.100.1", 1).await;
+    // It is reported last, and its rule is the last in the order of those that end in the same millisecond: where all
+    // are seen at once, another marker might be the first to make room.
+    bench.until("the last is banned", async |bench| bench.is_dropped(&source(999))).await;
     assert!(bench.is_dropped("203.0.113.9"));
     let listed = bench.listed().await;
     assert_eq!(listed.len(), MAX + 1, "the database has no more than the tables");
     assert_eq!(listed.iter().filter(|listed| bench.is_dropped(&listed.rule.key.subject.to_string())).count(), MAX + 1);
-    assert_eq!((0..1_000).filter(|n| bench.is_dropped(&source(*n))).count(), MAX - 1);
+    assert_eq!((0..1_000).filter(|n| bench.is_dropped(&source(*n))).count(), MAX);
     assert_eq!(bench.control.status().await.unwrap().firewall.bans, MAX as u64);
     // With a smaller limit the first change makes them fewer, in the database as well.
     let mut bench = bench;
