@@ -318,8 +318,8 @@ fn what_is_sent() -> Result<()> {
          [[listeners]]\naddr = \"{behind}\"\nproxy_protocol = true\nproxy_trusted = [\"127.0.0.0/8\"]\n{routes}"
     ))?;
     let daemon = installation.start()?;
-    let sent = |name: &str, wire: &[u8], to: SocketAddr| -> Result<(Header, SocketAddr)> {
-        let hello = Hello::to(name).bytes();
+    let sent_offering = |name: &str, alpn: &[&str], wire: &[u8], to: SocketAddr| -> Result<(Header, SocketAddr)> {
+        let hello = Hello::to(name).offering(alpn).bytes();
         let mut stream = connect(to)?;
         let local = stream.local_addr()?;
         stream.write_all(&[wire, &hello].concat())?;
@@ -330,6 +330,7 @@ fn what_is_sent() -> Result<()> {
         ensure!(bytes[consumed..] == hello, "behind the header");
         Ok((header, local))
     };
+    let sent = |name: &str, wire: &[u8], to: SocketAddr| sent_offering(name, &[], wire, to);
 
     let (header, client) = sent("one.example.com", b"", direct)?;
     ensure!(header == Header::forwarded(client, direct), "{header:?}");
@@ -339,6 +340,15 @@ fn what_is_sent() -> Result<()> {
     let id = String::from_utf8(header.tlvs.unique_id.context("no id")?.into_vec())?;
     ensure!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
     daemon.log().wait_for(&[&format!("client={client} "), &format!("id={id} ")], SOON)?;
+    ensure!(header.tlvs.alpn.is_none(), "{header:?}");
+    let alpn = |offer: &[&str], wire: &[u8], to| -> Result<Option<Box<[u8]>>> {
+        Ok(sent_offering("two.example.com", offer, wire, to)?.0.tlvs.alpn)
+    };
+    ensure!(alpn(&["h2"], b"", direct)?.as_deref() == Some(b"h2"));
+    ensure!(alpn(&["h2", "http/1.1"], b"", direct)?.is_none(), "which of them is used is the backend's choice");
+    let tlvs = Tlvs { alpn: Some(b"http/1.1".as_slice().into()), ..Tlvs::default() };
+    let told = write_v2(&Header { tlvs, ..from("203.0.113.1:1001")? })?;
+    ensure!(alpn(&["h2", "http/1.1"], &told, behind)?.as_deref() == Some(b"http/1.1"), "what was told");
 
     let tlvs = Tlvs {
         unique_id: Some(b"from-afar".as_slice().into()),
