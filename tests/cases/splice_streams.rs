@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use mc_proxy_tests::{
     in_each_mode,
     traffic::{Random, Receiver, Sender},
@@ -101,7 +101,11 @@ fn chatty_then_bulk_then_chatty(mode: Mode) -> Result<()> {
                 pair.close(&wire).await
             });
         }
-        all(tasks).await.map(drop)
+        all(tasks).await?;
+        let splice = wire.edge.admin()?.status()?.kernel_splice.unwrap_or_default();
+        let is_expected = splice.available && mode != Mode::Userspace;
+        ensure!((splice.taken > 0) == is_expected, "pairs in the kernel: {splice:?}");
+        Ok(())
     })
 }
 
