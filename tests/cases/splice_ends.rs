@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Result, ensure};
 use mc_proxy_tests::{
     in_each_mode,
-    traffic::{Ending, Peer, Random},
+    traffic::{Ending, Random},
     wire::{Mode, Pair, Wire, all},
 };
 use tokio::{task::JoinSet, time::sleep};
@@ -86,7 +86,7 @@ fn an_end_in_the_segment_of_the_last_byte(mode: Mode) -> Result<()> {
                 for is_client in [true, false] {
                     let mut pair = wire.pair().await?;
                     pair.chat(rounds, 200, &mut random).await?;
-                    let (first, second) = sides(&mut pair, is_client);
+                    let (first, second) = pair.sides(is_client);
                     let said = first.sender.at() + length;
                     tokio::try_join!(first.sender.send_and_finish(length), second.receiver.end_at(said))?;
                     let answer = second.sender.at() + 10;
@@ -133,7 +133,7 @@ fn an_end_behind_a_backlog(mode: Mode) -> Result<()> {
                 tasks.spawn(async move {
                     let mut pair = wire.pair().await?;
                     pair.chat(rounds, 500, &mut random).await?;
-                    let (first, second) = sides(&mut pair, is_client);
+                    let (first, second) = pair.sides(is_client);
                     let total = first.sender.at() + 16 * MB;
                     let read = async {
                         sleep(Duration::from_secs(1)).await;
@@ -162,8 +162,8 @@ fn a_close_behind_a_backlog(mode: Mode) -> Result<()> {
                 tasks.spawn(async move {
                     let mut pair = wire.pair().await?;
                     pair.chat(rounds, 500, &mut random).await?;
-                    let Pair { client, backend, id } = pair;
-                    let (mut first, mut second) = if is_client { (client, backend) } else { (backend, client) };
+                    let id = pair.id;
+                    let (mut first, mut second) = pair.into_sides(is_client);
                     let heard = second.sender.at();
                     first.sender.push(2 * MB, 64 * 1024, Duration::from_millis(300)).await?;
                     let said = first.sender.at();
@@ -193,7 +193,7 @@ fn silence_is_timed_out_and_activity_is_not(mode: Mode) -> Result<()> {
                     // Bytes of either side alone keep a pair alive.
                     for _ in 0..5 {
                         sleep(Duration::from_millis(700)).await;
-                        let (from, to) = sides(&mut pair, is_half_closed);
+                        let (from, to) = pair.sides(is_half_closed);
                         from.sender.send(1).await?;
                         to.receiver.receive(1).await?;
                     }
@@ -211,8 +211,4 @@ fn silence_is_timed_out_and_activity_is_not(mode: Mode) -> Result<()> {
         }
         all(tasks).await.map(drop)
     })
-}
-
-fn sides(pair: &mut Pair, is_client_first: bool) -> (&mut Peer, &mut Peer) {
-    if is_client_first { (&mut pair.client, &mut pair.backend) } else { (&mut pair.backend, &mut pair.client) }
 }

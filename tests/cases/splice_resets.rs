@@ -52,8 +52,7 @@ async fn cut(wire: &Wire, mut pair: Pair, mut random: Random) -> Result<()> {
     let rounds = if random.percent(50) { random.size(300) } else { 0 };
     pair.chat(rounds, 500, &mut random).await?;
     let (id, is_client) = (pair.id, random.percent(50));
-    let Pair { client, backend, .. } = pair;
-    let (mut first, second) = if is_client { (client, backend) } else { (backend, client) };
+    let (mut first, second) = pair.into_sides(is_client);
     // One that sends without an end, from the side that is to be told.
     let streams_back = random.percent(50);
     let Peer { sender: mut back, receiver: mut told, .. } = second;
@@ -104,9 +103,8 @@ fn a_reset_of_a_silent_pair(mode: Mode) -> Result<()> {
                         let mut pair = wire.pair().await?;
                         pair.chat(rounds, 500, &mut random).await?;
                         sleep(Duration::from_secs(seconds)).await;
-                        let Pair { client, backend, id } = pair;
-                        let (up, down) = (client.sender.at(), backend.sender.at());
-                        let (first, mut second) = if is_client { (client, backend) } else { (backend, client) };
+                        let (id, up, down) = (pair.id, pair.client.sender.at(), pair.backend.sender.at());
+                        let (first, mut second) = pair.into_sides(is_client);
                         first.reset()?;
                         let ending = ended(&mut second.receiver).await?;
                         ensure!(ending == Ending::Reset, "{ending:?} after {rounds} rounds, {seconds} s of silence");
@@ -131,8 +129,8 @@ fn a_reset_behind_a_half_close(mode: Mode) -> Result<()> {
                     tasks.spawn(async move {
                         let mut pair = wire.pair().await?;
                         pair.chat(rounds, 500, &mut random).await?;
-                        let Pair { client, backend, id } = pair;
-                        let (mut first, mut second) = if is_client { (client, backend) } else { (backend, client) };
+                        let id = pair.id;
+                        let (mut first, mut second) = pair.into_sides(is_client);
                         first.sender.send_and_finish(100).await?;
                         second.receiver.end_at(first.sender.at()).await?;
                         tokio::try_join!(second.sender.send(MB), first.receiver.receive(MB))?;
@@ -189,8 +187,7 @@ async fn live_and_die(mut pair: Pair, mut random: Random) -> Result<()> {
         pair.chat(rounds, 300, &mut random).await?;
     }
     sleep(random.duration(Duration::from_secs(3))).await;
-    let Pair { client, backend, .. } = pair;
-    let (mut first, mut second) = if random.percent(50) { (client, backend) } else { (backend, client) };
+    let (mut first, mut second) = pair.into_sides(random.percent(50));
     let kill = [Kill::Reset, Kill::Finish, Kill::Close][random.below(3) as usize];
     let (said, answered) = (random.size(200 * KB), if random.percent(50) { random.size(200 * KB) } else { 0 });
     let what = format!("{kill:?} by {} after {said} bytes, {answered} back", first.addr());

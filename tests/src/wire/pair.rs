@@ -52,6 +52,18 @@ impl Pair {
         Ok(())
     }
 
+    /// Whoever acts first, and the other.
+    pub fn sides(&mut self, is_client_first: bool) -> (&mut Peer, &mut Peer) {
+        let Self { client, backend, .. } = self;
+        if is_client_first { (client, backend) } else { (backend, client) }
+    }
+
+    /// The same, each of which may be gone before the other is.
+    pub fn into_sides(self, is_client_first: bool) -> (Peer, Peer) {
+        let Self { client, backend, .. } = self;
+        if is_client_first { (client, backend) } else { (backend, client) }
+    }
+
     /// Ends both sides, the client first, and checks that nothing is missing and that the record says so.
     pub async fn close(mut self, wire: &Wire) -> Result<()> {
         self.client.sender.finish()?;
