@@ -110,8 +110,12 @@ pub(super) fn has_backend(backends: &BTreeSet<IpAddr>, net: &IpNet) -> bool {
 /// Whether one of the proxies whose PROXY headers a listener believes may lie within `net`: a ban would cut off all that
 /// come through it, for what a client did that reached another listener without a header.
 pub(super) fn has_proxy(listeners: &[Listener], net: &IpNet) -> bool {
-    let mut trusted = listeners.iter().filter_map(|listener| listener.proxy.as_ref()).flat_map(|proxy| &proxy.trusted);
-    trusted.any(|proxies| proxies.contains(net) || net.contains(proxies))
+    trusted_proxies(listeners).any(|proxies| proxies.contains(net) || net.contains(proxies))
+}
+
+/// Whose PROXY headers are believed.
+pub(super) fn trusted_proxies(listeners: &[Listener]) -> impl Iterator<Item = &IpNet> {
+    listeners.iter().filter_map(|listener| listener.proxy.as_ref()).flat_map(|proxy| &proxy.trusted)
 }
 
 /// The log line of a ban that is in force.

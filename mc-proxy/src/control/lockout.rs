@@ -1,9 +1,15 @@
 //! Whom a change of the rules would cut off.
 
-use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    time::SystemTime,
+};
+
+use ipnet::IpNet;
 
 use super::rules::change_key;
-use crate::firewall::{Action, Covering, Rule, RuleChange, RuleKey, RuleScope, Subject};
+use crate::firewall::{Action, CountryCode, Covering, Rule, RuleChange, RuleKey, RuleScope, Subject};
 
 /// Who must not be cut off without being told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,54 +18,84 @@ pub(super) enum Protected {
     Caller,
     /// Where a route leads.
     Backend,
+    /// Whose PROXY headers a listener believes: with it all clients behind it would go.
+    Proxy,
 }
 
 /// The first of the protected addresses of which the changes would have packets refused that are not refused now, with
-/// what it is. `is_host_scope` tells what the default scope is, `covering` the rules about an address, and `is_about`
-/// whether another would be one of these.
+/// what it is. Of networks of `proxies` the addresses are asked for where what a change is about begins. `is_host_scope`
+/// tells what the default scope is, `covering` the rules about an address, and `country` where it is.
 pub(super) fn cut_off(
     protected: &BTreeMap<IpAddr, Protected>,
+    proxies: &[IpNet],
     changes: &[RuleChange],
     is_host_scope: bool,
     now: SystemTime,
     covering: impl Fn(IpAddr) -> Vec<Covering>,
-    is_about: impl Fn(&RuleKey, IpAddr) -> bool,
+    country: impl Fn(IpAddr) -> Option<CountryCode>,
 ) -> Option<(IpAddr, Protected)> {
-    // A list has millions of entries, and a proxy may have thousands of backends.
-    let is_near = |change: &&RuleChange| match change_key(change).subject {
-        Subject::Net(net) => protected.range(net.network()..=net.broadcast()).next().is_some(),
-        Subject::Country(_) => true,
-    };
-    let changes: Vec<&RuleChange> = changes.iter().filter(is_near).collect();
-    protected.iter().find_map(|(address, who)| {
+    let changes = Changes::new(changes);
+    let mut suspects = protected.clone();
+    for address in proxies.iter().flat_map(|net| changes.addresses_within(net)) {
+        suspects.entry(address).or_insert(Protected::Proxy);
+    }
+    suspects.iter().find_map(|(address, who)| {
+        let mut about = changes.about(*address, &country).peekable();
+        about.peek()?;
         let mut rules: BTreeMap<RuleKey, Rule> =
             covering(*address).into_iter().map(|covering| (covering.rule.key, covering.rule)).collect();
         let before = refused(&rules, now, is_host_scope);
-        for change in &changes {
+        for change in about {
             match change {
-                RuleChange::Put(rule) if is_about(&rule.key, *address) => {
-                    rules.insert(rule.key, *rule);
-                }
-                RuleChange::Remove(key) if is_about(key, *address) => {
-                    rules.remove(key);
-                }
-                RuleChange::Put(_) | RuleChange::Remove(_) => {}
-            }
+                RuleChange::Put(rule) => rules.insert(rule.key, *rule),
+                RuleChange::Remove(key) => rules.remove(key),
+            };
         }
         let is_new = |scope: &RuleScope| !before.iter().any(|known| is_within(*scope, *known, is_host_scope));
         refused(&rules, now, is_host_scope).iter().any(is_new).then_some((*address, *who))
     })
 }
 
-/// Whether a rule with the subject is about an address; a country's, when `country` is the address's.
-pub(super) fn is_about(
-    key: &RuleKey,
-    address: IpAddr,
-    country: impl FnOnce() -> Option<crate::firewall::CountryCode>,
-) -> bool {
-    match key.subject {
-        Subject::Net(net) => net.contains(&address),
-        Subject::Country(code) => country() == Some(code),
+/// Changes by what they are about: a list has millions of entries, and a proxy may have thousands of backends.
+struct Changes<'a> {
+    by_net: HashMap<IpNet, Vec<&'a RuleChange>>,
+    by_country: Vec<(CountryCode, &'a RuleChange)>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<'a> Changes<'a> {
+    fn new(changes: &'a [RuleChange]) -> Self {
+        let mut sorted = Self { by_net: HashMap::new(), by_country: Vec::new(), lengths: BTreeSet::new() };
+        for change in changes {
+            match change_key(change).subject {
+                Subject::Net(net) => {
+                    sorted.lengths.insert(net.prefix_len());
+                    sorted.by_net.entry(net).or_default().push(change);
+                }
+                Subject::Country(code) => sorted.by_country.push((code, change)),
+            }
+        }
+        sorted
+    }
+
+    /// Those about an address; of changes with the same key the order is kept.
+    fn about(
+        &self,
+        address: IpAddr,
+        country: impl Fn(IpAddr) -> Option<CountryCode>,
+    ) -> impl Iterator<Item = &'a RuleChange> {
+        let nets = self.lengths.iter().filter_map(move |length| IpNet::new(address, *length).ok());
+        let of_nets = nets.filter_map(|net| self.by_net.get(&net.trunc())).flatten();
+        let code = if self.by_country.is_empty() { None } else { country(address) };
+        let of_country =
+            self.by_country.iter().filter(move |(known, _)| Some(*known) == code).map(|(_, change)| change);
+        of_nets.chain(of_country).copied()
+    }
+
+    /// Where the parts of `net` begin that a change is about.
+    fn addresses_within(&self, net: &IpNet) -> impl Iterator<Item = IpAddr> {
+        let parts = self.by_net.keys().filter(|part| net.contains(*part)).map(IpNet::network);
+        parts.chain([net.network()])
     }
 }
 
@@ -99,14 +135,26 @@ mod tests {
 
     fn ask(there: &[Rule], changes: &[RuleChange]) -> Option<IpAddr> {
         let caller: IpAddr = "192.0.2.7".parse().unwrap();
-        let protected = BTreeMap::from([(caller, Protected::Caller)]);
+        let found = ask_for(&BTreeMap::from([(caller, Protected::Caller)]), &[], there, changes);
+        found.map(|(address, _)| address)
+    }
+
+    fn ask_for(
+        protected: &BTreeMap<IpAddr, Protected>,
+        proxies: &[&str],
+        there: &[Rule],
+        changes: &[RuleChange],
+    ) -> Option<(IpAddr, Protected)> {
+        let proxies: Vec<IpNet> = proxies.iter().map(|net| net.parse().unwrap()).collect();
         let covering = |address: IpAddr| {
-            let about = there.iter().filter(|rule| is_about(&rule.key, address, || None));
-            about.map(|rule| Covering { rule: *rule, net: "192.0.2.0/24".parse().unwrap() }).collect()
+            let about = there.iter().filter_map(|rule| match rule.key.subject {
+                Subject::Net(net) => net.contains(&address).then_some(Covering { rule: *rule, net }),
+                Subject::Country(_) => None,
+            });
+            about.collect()
         };
         let now = UNIX_EPOCH + Duration::from_secs(1_000);
-        cut_off(&protected, changes, false, now, covering, |key, address| is_about(key, address, || "RU".parse().ok()))
-            .map(|(address, _)| address)
+        cut_off(protected, &proxies, changes, false, now, covering, |_| "RU".parse().ok())
     }
 
     #[test]
@@ -133,5 +181,32 @@ mod tests {
         assert_eq!(ask(&[scoped(block, host)], &[put(scoped(block, web))]), None);
         let past = Rule { expires_at: Some(Expiry::from_millis(5)), ..block };
         assert_eq!(ask(&[], &[put(past)]), None);
+    }
+
+    #[test]
+    fn a_proxy_is_cut_off_wherever_in_its_network_a_block_is() {
+        let ask = |there: &[Rule], changes: &[RuleChange]| {
+            let found = ask_for(&BTreeMap::new(), &["10.0.0.0/16", "2001:db8::/48"], there, changes);
+            found.map(|(address, who)| {
+                assert_eq!(who, Protected::Proxy);
+                address.to_string()
+            })
+        };
+        let put = |subject| RuleChange::Put(rule(Action::Block, subject));
+        assert_eq!(ask(&[], &[put("10.0.0.0/8")]).as_deref(), Some("10.0.0.0"));
+        assert_eq!(ask(&[], &[put("10.0.7.7")]).as_deref(), Some("10.0.7.7"));
+        assert_eq!(ask(&[], &[put("2001:db8:0:7::/64")]).as_deref(), Some("2001:db8:0:7::"));
+        assert_eq!(ask(&[], &[put("RU")]).as_deref(), Some("10.0.0.0"));
+        assert_eq!(ask(&[], &[put("10.1.0.0/16"), put("2001:db8:1::/48"), put("DE")]), None);
+        let allow = rule(Action::Allow, "10.0.0.0/16");
+        assert_eq!(ask(&[allow], &[put("10.0.0.0/8"), put("10.0.7.7")]), None);
+        assert_eq!(ask(&[allow, rule(Action::Block, "10.0.7.7")], &[RuleChange::Remove(allow.key)]), None);
+        let block = rule(Action::Block, "10.0.0.0/8");
+        assert_eq!(ask(&[allow, block], &[RuleChange::Remove(allow.key)]).as_deref(), Some("10.0.0.0"));
+
+        // Whoever is known as more than one is told of what is worse.
+        let caller = BTreeMap::from([("10.0.7.7".parse().unwrap(), Protected::Caller)]);
+        let found = ask_for(&caller, &["10.0.0.0/16"], &[], &[put("10.0.7.7")]);
+        assert_eq!(found.map(|(_, who)| who), Some(Protected::Caller));
     }
 }

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use super::{
     ChangeOptions, ChangeSummary, ControlError, FirewallCommand, GroupImport, GroupStatus, ListedRule, NewRule,
     RuleFilter,
-    bans::backend_addresses,
+    bans::{backend_addresses, trusted_proxies},
     lockout::{self, Protected},
     thread::{Thread, answer, failed, until},
 };
@@ -250,16 +250,18 @@ impl Thread {
         let mut protected: BTreeMap<IpAddr, Protected> =
             backends.into_iter().map(|address| (address, Protected::Backend)).collect();
         protected.extend(callers.iter().map(|address| (address.to_canonical(), Protected::Caller)));
+        let proxies: Vec<IpNet> = trusted_proxies(&self.owned.listeners).copied().collect();
         let engine = &self.owned.engine;
         let country = |address: IpAddr| self.owned.geoip.as_ref().and_then(|geoip| geoip.country(address));
         let cut_off = |changes: &[RuleChange]| {
             lockout::cut_off(
                 &protected,
+                &proxies,
                 changes,
                 self.owned.is_host_scope,
                 SystemTime::now(),
                 |address| engine.covering(address),
-                |key, address| lockout::is_about(key, address, || country(address)),
+                country,
             )
         };
         let mut found = cut_off(changes);
@@ -276,6 +278,10 @@ impl Thread {
             ))),
             Some((address, Protected::Backend)) => Err(ControlError::Refused(format!(
                 "rule: this would cut off the backend {address}; use --force if that is meant"
+            ))),
+            Some((address, Protected::Proxy)) => Err(ControlError::Refused(format!(
+                "rule: this would cut off {address}, which is in proxy_trusted, and whoever comes through it; use --force if \
+                 that is meant"
             ))),
         }
     }

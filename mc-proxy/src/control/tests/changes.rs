@@ -230,6 +230,26 @@ async fn callers_and_backends_are_not_cut_off_by_mistake() {
 }
 
 #[tokio::test]
+async fn trusted_proxies_are_not_cut_off_by_mistake() {
+    let trusted = vec!["192.0.2.0/28".parse().unwrap()];
+    let proxy = Some(crate::desired::AcceptProxy { trusted, trust_any: false });
+    let bench = Bench::with(Setup { listener: crate::desired::Listener { proxy, ..listener() }, ..Setup::default() });
+    for (subject, address) in [("192.0.2.0/24", "192.0.2.0"), ("192.0.2.5", "192.0.2.5")] {
+        let put = |options| bench.control.put_rules(vec![new(block(subject))], options);
+        assert_eq!(
+            put(ChangeOptions::default()).await.unwrap_err().to_string(),
+            format!(
+                "rule: this would cut off {address}, which is in proxy_trusted, and whoever comes through it; use --force \
+                 if that is meant"
+            )
+        );
+    }
+    bench.put(&[block("192.0.2.16/28")]).await;
+    bench.put_with(&[block("192.0.2.5")], ChangeOptions { force: true, ..ChangeOptions::default() }).await;
+    assert!(bench.is_dropped("192.0.2.5"));
+}
+
+#[tokio::test]
 async fn rules_expire_in_the_tables_at_once_and_everywhere_a_moment_later() {
     let bench = Bench::new();
     let begun = SystemTime::now();
