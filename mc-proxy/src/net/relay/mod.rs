@@ -10,6 +10,7 @@
 //! There are two engines behind [`run`]: user space, with which every pair begins, and the kernel ([`kernel`]), which takes
 //! over pairs that [`policy`] finds suitable. The ends, the idle timer and the drain are the same code for both.
 
+mod contention;
 mod direction;
 mod drain;
 mod kernel;
@@ -229,7 +230,7 @@ impl<'a> Relay<'a> {
             return false;
         }
         let before = self.talk.small();
-        self.talk.note(moved);
+        self.talk.note_in_userspace(moved);
         if self.talk.small() == 0 {
             return false;
         }
@@ -243,11 +244,11 @@ impl<'a> Relay<'a> {
         }
         let (messages_before, since) = self.proof;
         let company = Company { messages: messages - messages_before, time: self.moved_at - since };
-        let is_sparse = company.is_sparse(self.talk.small());
-        if !is_sparse {
+        let is_suited = company.is_sparse(self.talk.small()) || contention::is_contended(self.moved_at);
+        if !is_suited {
             self.talk.begin();
         }
-        is_sparse
+        is_suited
     }
 
     /// Lets the kernel carry the pair, if it can be left at this moment.

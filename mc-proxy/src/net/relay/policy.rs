@@ -1,10 +1,12 @@
 //! Which pairs the kernel carries in `auto`, from what they do. Pure: figures go in, a claim comes out.
 //!
-//! Measured (`docs/performance.md`): a redirect in the kernel saves the wake-up and the system calls of a small message,
+//! Measured (`docs/benchmarks.md`): a redirect in the kernel saves the wake-up and the system calls of a small message,
 //! and costs more than `splice(2)` for every byte of a large one. Where many pairs talk at once, one wake-up of user space
-//! serves many messages, and the kernel's way, which takes them one by one, loses. An idle pair costs the daemon nothing in
-//! either place. So a pair starts in user space, and moves when it has proved to be chatty while its worker had little else
-//! to do; it is taken back when it turns bulk, and to move once more it has to prove four times as much.
+//! serves many messages: the kernel's way still takes less time for each, but it takes it of whoever sends, while the
+//! worker's CPU idles. So there it is the better one only if the worker's CPU is wanted by others too. An idle pair costs the
+//! daemon nothing in either place. So a pair starts in user space, and moves when it has proved to be chatty while its worker
+//! had little else to do, or had to wait for its CPU; it is taken back when it turns bulk, and to move once more it has to
+//! prove four times as much.
 
 use std::time::Duration;
 
@@ -20,6 +22,9 @@ const LONE_SHARE: u64 = 4;
 /// Messages a second of a worker, below which hardly two of them come together.
 const QUIET_RATE: u64 = 5_000;
 
+/// A worker that waits for its CPU for this part of the time that it runs shares it with somebody.
+const CONTENDED_PART: u32 = 2;
+
 /// Bytes that one look may find and still be a small message.
 const SMALL: u64 = 4 * 1024;
 
@@ -34,6 +39,8 @@ const BULK_AFTER: u64 = 512 * 1024;
 pub(super) struct Talk {
     small: u32,
     proof: u32,
+    /// Bytes in large messages since it last was chatty.
+    large: u64,
 }
 
 /// What the messages of a pair's proof were among.
@@ -53,9 +60,30 @@ impl Company {
     }
 }
 
+/// What a thread has got of a CPU, in total or in some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CpuTime {
+    /// When it ran.
+    pub(super) ran: Duration,
+    /// When it could have run, and others did.
+    pub(super) waited: Duration,
+}
+
+impl CpuTime {
+    /// What has been added since `earlier`.
+    pub(super) fn since(self, earlier: Self) -> Self {
+        Self { ran: self.ran.saturating_sub(earlier.ran), waited: self.waited.saturating_sub(earlier.waited) }
+    }
+
+    /// Whether others want the CPU as well.
+    pub(super) fn is_contended(self) -> bool {
+        self.waited.saturating_mul(CONTENDED_PART) >= self.ran && !self.waited.is_zero()
+    }
+}
+
 impl Default for Talk {
     fn default() -> Self {
-        Self { small: 0, proof: CHATTY_AFTER }
+        Self { small: 0, proof: CHATTY_AFTER, large: 0 }
     }
 }
 
@@ -66,6 +94,21 @@ impl Talk {
             0 => {}
             1..=SMALL => self.small = self.small.saturating_add(1),
             _ => self.small = 0,
+        }
+    }
+
+    /// As [`Self::note`], of a pair that has not been handed over. One that turns bulk by turns is better off where it is, since
+    /// the kernel does not give it back to `splice(2)`: each time it has to prove more.
+    pub(super) fn note_in_userspace(&mut self, bytes: u64) {
+        self.note(bytes);
+        if bytes > SMALL {
+            let was_bulk = self.large >= BULK_AFTER;
+            self.large = self.large.saturating_add(bytes);
+            if self.large >= BULK_AFTER && !was_bulk {
+                self.start_over();
+            }
+        } else if self.small >= CHATTY_AFTER {
+            self.large = 0;
         }
     }
 
@@ -144,6 +187,38 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_pair_that_turns_bulk_by_turns_has_to_prove_more_each_time() {
+        let mut talk = Talk::default();
+        for proof in [CHATTY_AFTER, 4 * CHATTY_AFTER, 16 * CHATTY_AFTER] {
+            for _ in 1..proof {
+                talk.note_in_userspace(1);
+                assert!(!talk.is_chatty());
+            }
+            talk.note_in_userspace(1);
+            assert!(talk.is_chatty());
+            for _ in 0..10 {
+                talk.note_in_userspace(BULK_AFTER / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn who_waits_half_as_long_as_it_runs_shares_its_cpu() {
+        let time = |ran, waited| CpuTime { ran: Duration::from_micros(ran), waited: Duration::from_micros(waited) };
+        let earlier = time(1_000, 1_000);
+        for (later, is_contended) in [
+            (time(1_000, 1_000), false),
+            (time(2_000, 1_000), false),
+            (time(2_000, 1_499), false),
+            (time(2_000, 1_500), true),
+            (time(1_000, 1_001), true),
+            (time(0, 0), false),
+        ] {
+            assert_eq!(later.since(earlier).is_contended(), is_contended, "{later:?}");
+        }
+    }
 
     #[test]
     fn a_pair_that_talks_in_small_messages_becomes_chatty() {
