@@ -24,7 +24,7 @@ pub(super) struct Told {
 impl Told {
     /// `None` when there is nothing to keep.
     pub(super) fn of(tlvs: Tlvs) -> Option<Self> {
-        let Tlvs { alpn, authority, unique_id, ssl, netns: _, others: _ } = tlvs;
+        let Tlvs { alpn, authority, unique_id, ssl } = tlvs;
         let is_verified = ssl.as_ref().is_some_and(|ssl| ssl.is_verified());
         let (tls, common_name) = ssl.map(|ssl| (ssl.version, ssl.common_name)).unwrap_or_default();
         let told = Self {
@@ -44,20 +44,13 @@ mod tests {
     use crate::proxy_header::Ssl;
 
     fn tlvs(len: usize, verify: u32) -> Tlvs {
-        let ssl = Ssl {
-            client: 7,
-            verify,
-            version: Some("v".repeat(len).into()),
-            common_name: Some(vec![0xe9; len].into()),
-            ..Ssl::default()
-        };
+        let ssl =
+            Ssl { client: 7, verify, version: Some("v".repeat(len).into()), common_name: Some(vec![0xe9; len].into()) };
         Tlvs {
             alpn: Some(vec![b'a'; len].into()),
             authority: Some("n".repeat(len).into()),
             unique_id: Some(vec![0; len.min(128)].into()),
             ssl: Some(Box::new(ssl)),
-            netns: Some("blue".into()),
-            others: vec![(0xea, vec![0; 8_000].into())],
         }
     }
 

@@ -7,8 +7,8 @@
 //! * `LOCAL`, `UNKNOWN` and unspecified families are taken; all that the header says beyond that is ignored.
 //! * A checksum (`CRC32C`) is verified wherever it is present, but with `LOCAL`, where nothing may be looked at.
 //! * A host name (`AUTHORITY`) that is not UTF-8 is treated as absent.
-//! * What is behind the addresses has to be TLVs to the last byte; those of types that have a meaning may come once. Others
-//!   are kept as they are.
+//! * What is behind the addresses has to be TLVs to the last byte; those of types that are used may come once. Others
+//!   are skipped, whatever their value.
 //! * A v2 header of more than [`MAX_V2`] bytes is refused, as HAProxy does with its default buffer.
 //!
 //! Whether a header is expected, and from whom, is not decided here: see `conn::identify`.

@@ -10,17 +10,12 @@ pub const MAX_UNIQUE_ID: usize = 128;
 const ALPN: u8 = 0x01;
 const AUTHORITY: u8 = 0x02;
 const CRC32C: u8 = 0x03;
-const NOOP: u8 = 0x04;
 const UNIQUE_ID: u8 = 0x05;
 const SSL: u8 = 0x20;
 const SSL_VERSION: u8 = 0x21;
 const SSL_CN: u8 = 0x22;
-const SSL_CIPHER: u8 = 0x23;
-const SSL_SIG_ALG: u8 = 0x24;
-const SSL_KEY_ALG: u8 = 0x25;
-const NETNS: u8 = 0x30;
 
-/// Facts of the connection, as the sender has them.
+/// Facts of the connection, as the sender has them; those that somebody here asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tlvs {
     /// The application protocol, as in RFC 7301.
@@ -29,12 +24,8 @@ pub struct Tlvs {
     pub authority: Option<Box<str>>,
     /// The sender's name for the connection, at most [`MAX_UNIQUE_ID`] opaque bytes.
     pub unique_id: Option<Box<[u8]>>,
-    /// How the client's side is encrypted.
+    /// How the client's side is encrypted. Read only: nothing vouches for it on the way out.
     pub ssl: Option<Box<Ssl>>,
-    /// The sender's name for the network namespace. ASCII.
-    pub netns: Option<Box<str>>,
-    /// Types without a meaning here, such as those that cloud providers use, in their order.
-    pub others: Vec<(u8, Box<[u8]>)>,
 }
 
 /// PROXY §2.2.6.
@@ -44,18 +35,10 @@ pub struct Ssl {
     pub client: u8,
     /// Zero if the client's certificate was verified, or there is none.
     pub verify: u32,
-    /// Such as `TLSv1.3`. ASCII, like all but the common name.
+    /// Such as `TLSv1.3`. ASCII.
     pub version: Option<Box<str>>,
     /// The common name of the client's certificate. It is meant to be UTF-8, but senders copy what the certificate has.
     pub common_name: Option<Box<[u8]>>,
-    /// Such as `TLS_AES_256_GCM_SHA384`.
-    pub cipher: Option<Box<str>>,
-    /// What the server's certificate is signed with.
-    pub signature: Option<Box<str>>,
-    /// The key of the server's certificate.
-    pub key: Option<Box<str>>,
-    /// Types without a meaning here, in their order.
-    pub others: Vec<(u8, Box<[u8]>)>,
 }
 
 impl Tlvs {
@@ -73,15 +56,10 @@ impl Tlvs {
                 }
                 verify(header, value, rest)
             }
-            NOOP => Ok(()),
             UNIQUE_ID if value.len() > MAX_UNIQUE_ID => Err(HeaderError::TlvValue),
             UNIQUE_ID => once(&mut tlvs.unique_id, value.into()),
             SSL => once(&mut tlvs.ssl, Box::new(Ssl::parse(value)?)),
-            NETNS => once(&mut tlvs.netns, ascii(value)?),
-            _ => {
-                tlvs.others.push((kind, value.into()));
-                Ok(())
-            }
+            _ => Ok(()),
         })?;
         tlvs.authority = authority.flatten();
         Ok(tlvs)
@@ -95,16 +73,11 @@ impl Tlvs {
         for_each(bytes, |kind, value, rest| if kind == CRC32C { verify(header, value, rest) } else { Ok(()) })
     }
 
-    /// Appends all of them, the checksum with a value of zero; where in `bytes` that is.
+    /// Appends all of them but SSL, the checksum with a value of zero; where in `bytes` that is.
     pub(super) fn write(&self, bytes: &mut Vec<u8>) -> usize {
         write(bytes, ALPN, self.alpn.as_deref());
         write(bytes, AUTHORITY, self.authority.as_deref().map(str::as_bytes));
         write(bytes, UNIQUE_ID, self.unique_id.as_deref());
-        write(bytes, SSL, self.ssl.as_deref().map(Ssl::to_bytes).as_deref());
-        write(bytes, NETNS, self.netns.as_deref().map(str::as_bytes));
-        for (kind, value) in &self.others {
-            write(bytes, *kind, Some(value));
-        }
         write(bytes, CRC32C, Some(&[0; 4]));
         bytes.len() - 4
     }
@@ -118,34 +91,9 @@ impl Ssl {
         for_each(rest, |kind, value, _| match kind {
             SSL_VERSION => once(&mut ssl.version, ascii(value)?),
             SSL_CN => once(&mut ssl.common_name, value.into()),
-            SSL_CIPHER => once(&mut ssl.cipher, ascii(value)?),
-            SSL_SIG_ALG => once(&mut ssl.signature, ascii(value)?),
-            SSL_KEY_ALG => once(&mut ssl.key, ascii(value)?),
-            _ => {
-                ssl.others.push((kind, value.into()));
-                Ok(())
-            }
+            _ => Ok(()),
         })?;
         Ok(ssl)
-    }
-
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![self.client];
-        bytes.extend(self.verify.to_be_bytes());
-        write(&mut bytes, SSL_VERSION, self.version.as_deref().map(str::as_bytes));
-        write(&mut bytes, SSL_CN, self.common_name.as_deref());
-        write(&mut bytes, SSL_CIPHER, self.cipher.as_deref().map(str::as_bytes));
-        write(&mut bytes, SSL_SIG_ALG, self.signature.as_deref().map(str::as_bytes));
-        write(&mut bytes, SSL_KEY_ALG, self.key.as_deref().map(str::as_bytes));
-        for (kind, value) in &self.others {
-            write(&mut bytes, *kind, Some(value));
-        }
-        bytes
-    }
-
-    /// Whether the client came over TLS.
-    pub fn is_encrypted(&self) -> bool {
-        self.client & 1 != 0
     }
 
     /// Whether the client has shown a certificate, and the sender has verified it.

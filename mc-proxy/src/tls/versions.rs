@@ -37,7 +37,7 @@ impl TlsVersions {
     }
 
     /// Whether `version`, such as 0x0304 for TLS 1.3, is offered.
-    pub fn has(self, version: u16) -> bool {
+    fn has(self, version: u16) -> bool {
         KNOWN.iter().zip(0..).any(|((known, _), bit)| *known == version && self.known & (1 << bit) != 0)
     }
 

@@ -123,9 +123,9 @@ proptest! {
         prop_assert_eq!(hello.alpn, AlpnOffer::of(&sample.alpn));
         let legacy = [0x0303];
         let offered = if sample.versions.is_empty() { &legacy[..] } else { &sample.versions };
-        for version in [0x0304, 0x0303, 0x0302, 0x0301, 0x0300] {
-            prop_assert_eq!(hello.versions.has(version), offered.contains(&version));
-        }
+        let known = [(0x0304, "1.3"), (0x0303, "1.2"), (0x0302, "1.1"), (0x0301, "1.0"), (0x0300, "ssl3")];
+        let names: Vec<_> = known.iter().filter(|(version, _)| offered.contains(version)).map(|(_, name)| *name).collect();
+        prop_assert_eq!(hello.versions.to_string(), names.join(","));
         prop_assert_eq!(ClientHelloReader::new().advance(&wire[..end - 1]), Progress::Incomplete);
         if sample.is_modern {
             prop_assert!(matches!(acceptor(&wire), Oracle::Accepted(_)), "a vacuous oracle");
