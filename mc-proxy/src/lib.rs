@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod desired;
 pub mod exit;
 pub mod firewall;
+pub mod http;
 pub mod net;
 pub mod proxy_header;
 pub mod route;

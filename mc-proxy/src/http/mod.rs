@@ -1,0 +1,5 @@
+//! HTTP: what a request and a response are allowed to be, and what becomes of them on the way through.
+//!
+//! The crate of the same name is written `::http` here.
+
+pub mod authority;
