@@ -3,3 +3,4 @@
 //! The crate of the same name is written `::http` here.
 
 pub mod authority;
+pub mod fields;

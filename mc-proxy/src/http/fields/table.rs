@@ -1,0 +1,133 @@
+//! The names.
+
+/// Never leave the connection that they came by.
+pub(super) const HOP_BY_HOP: &[&str] = &[
+    "connection",
+    "http2-settings",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// What `Connection` does not remove: for every recipient, or needed to tell where a message ends and whose it is.
+const PROTECTED: &[&str] = &[
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "host",
+    "location",
+    "origin",
+    "pragma",
+    "range",
+    "set-cookie",
+    "trailer",
+    "traceparent",
+    "tracestate",
+    "user-agent",
+    "vary",
+    "www-authenticate",
+];
+
+/// What backends believe about the client; `x-forwarded-` is a prefix of its own.
+const IDENTITY: &[&str] = &[
+    "cf-connecting-ip",
+    "cf-connecting-ipv6",
+    "client-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded",
+    "x-original-forwarded-for",
+    "x-originating-ip",
+    "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-request-id",
+];
+
+/// RFC 9110 §6.5.1 in names: fields that a recipient needs before the content, or that would change what it has decided.
+const NO_TRAILER: &[&str] = &[
+    "accept-encoding",
+    "age",
+    "alt-svc",
+    "authentication-info",
+    "authorization",
+    "cache-control",
+    "content-encoding",
+    "content-length",
+    "content-location",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "expires",
+    "host",
+    "location",
+    "max-forwards",
+    "pragma",
+    "range",
+    "retry-after",
+    "set-cookie",
+    "strict-transport-security",
+    "trailer",
+    "vary",
+    "warning",
+    "www-authenticate",
+];
+
+/// What becomes of a field of a request that is not hop-by-hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    EndToEnd,
+    /// Written here, or by a trusted peer.
+    Identity,
+    /// Believed to be another field by some backends.
+    Odd,
+}
+
+/// `name` is in lower case, as all names of a `HeaderMap` are.
+pub(super) fn class(name: &str) -> Class {
+    if name.contains('_') || name == "proxy" {
+        return Class::Odd;
+    }
+    if is_identity(name) {
+        return Class::Identity;
+    }
+    // Servers that make variables of names fold every odd byte (`x.real.ip`); elsewhere it means nothing, so only what
+    // would pass for one of ours is refused.
+    let is_odd = |byte: u8| !byte.is_ascii_alphanumeric() && byte != b'-';
+    if name.bytes().any(is_odd) {
+        let folded = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        if is_identity(&folded) || folded == "host" || HOP_BY_HOP.contains(&folded.as_str()) {
+            return Class::Odd;
+        }
+    }
+    Class::EndToEnd
+}
+
+/// Whether `Connection` may name it.
+pub(super) fn is_protected(name: &str) -> bool {
+    PROTECTED.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+pub(super) fn is_trailer(name: &str) -> bool {
+    !NO_TRAILER.contains(&name) && !HOP_BY_HOP.contains(&name) && !name.starts_with("if-") && name != "proxy"
+}
+
+fn is_identity(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || IDENTITY.contains(&name)
+}
