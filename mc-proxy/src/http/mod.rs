@@ -3,4 +3,5 @@
 //! The crate of the same name is written `::http` here.
 
 pub mod authority;
+pub mod error;
 pub mod fields;
