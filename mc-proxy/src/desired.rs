@@ -130,6 +130,8 @@ pub struct L7Policy {
     pub kind: L7PolicyKind,
     /// Never empty.
     pub value: String,
+    /// It counts what it would refuse, and refuses nothing. Not part of what policies are told apart by.
+    pub shadow: bool,
 }
 
 /// The kinds of [`L7Policy`].
@@ -270,6 +272,13 @@ impl FromStr for Mode {
             "l7" => Ok(Self::L7),
             _ => Err(UnknownWord { given: word.to_owned(), expected: "\"l4\", \"l7\"" }),
         }
+    }
+}
+
+impl L7Policy {
+    /// Whether it looks for the same as `other`, of which a route has one.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.value == other.value
     }
 }
 

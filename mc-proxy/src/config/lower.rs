@@ -2,6 +2,7 @@
 //! host is for `mc-proxy check`.
 
 mod firewall;
+mod http;
 mod l4;
 
 use std::{
@@ -100,6 +101,7 @@ pub(super) fn lower(root: file::Root, report: &mut Report<'_>) -> Config {
         seed,
         firewall,
         proxy: lower.proxy(section(root.proxy).0),
+        http: lower.http(section(root.http).0),
         xdp: lower.xdp(section(root.xdp).0),
         grpc: lower.grpc(section(root.grpc).0),
         log: lower.log(section(root.log).0),
@@ -304,8 +306,9 @@ impl Lower<'_, '_> {
                 .required(policy.kind, &at, &key, "type = \"block_user_agent\" or \"require_header\"")
                 .and_then(|kind| self.parse(&kind, &key));
             let key = format!("{path}.l7_policies.value");
+            let shadow = is_set(&policy.shadow);
             let value = self.required(policy.value, &at, &key, "value = \"…\"");
-            policies.extend(kind.zip(value).map(|(kind, value)| L7Policy { kind, value: value.value }));
+            policies.extend(kind.zip(value).map(|(kind, value)| L7Policy { kind, value: value.value, shadow }));
         }
         policies
     }

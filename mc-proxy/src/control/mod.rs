@@ -222,7 +222,7 @@ impl Control {
         self.call(|reply| Command::Policies(listener, route, reply)).await
     }
 
-    /// Appends a policy; one that exists stays where it is.
+    /// Appends a policy; one that exists stays where it is, and becomes a shadow or ceases to be one.
     ///
     /// # Errors
     /// See [`ControlError`].

@@ -30,10 +30,13 @@ async fn routes_are_published_as_a_whole_and_stored() {
     assert_eq!(backend(&bench.listening).as_deref(), Some("10.0.0.1:443"));
     bench.control.add_route(listener(), route("a.example", "10.0.0.3:443")).await.unwrap();
     assert_eq!(backend(&bench.listening).as_deref(), Some("10.0.0.3:443"));
-    let policy = L7Policy { kind: L7PolicyKind::RequireHeader, value: "X-Key".into() };
+    let policy = L7Policy { kind: L7PolicyKind::RequireHeader, value: "X-Key".into(), shadow: false };
     let key: RouteKey = "a.example".parse::<Pattern>().unwrap().into();
     bench.control.add_policy(listener(), key.clone(), policy.clone()).await.unwrap();
-    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), [policy]);
+    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), std::slice::from_ref(&policy));
+    let shadow = L7Policy { shadow: true, ..policy };
+    bench.control.add_policy(listener(), key.clone(), shadow.clone()).await.unwrap();
+    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), [shadow]);
     bench.control.remove_route(listener(), key.clone()).await.unwrap();
     assert_eq!(backend(&bench.listening).as_deref(), Some("10.0.0.2:443"));
     assert!(matches!(bench.control.remove_route(listener(), key).await, Err(ControlError::NotFound(_))));

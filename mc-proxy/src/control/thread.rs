@@ -219,7 +219,9 @@ impl Thread {
         self.route(listener, key)?;
         let index = self.index(listener)?;
         if self.owned.store.insert_policy(listener, key, &policy).map_err(failed)? {
-            self.publish(index, |routes| with_route(routes, key, |route| route.target.l7_policies.push(policy)));
+            self.publish(index, |routes| {
+                with_route(routes, key, |route| put_policy(&mut route.target.l7_policies, policy))
+            });
         }
         Ok(())
     }
@@ -231,7 +233,7 @@ impl Thread {
             return Err(ControlError::NotFound(format!("policy: the route {key} has no such policy")));
         }
         self.publish(index, |routes| {
-            with_route(routes, key, |route| route.target.l7_policies.retain(|known| known != policy));
+            with_route(routes, key, |route| route.target.l7_policies.retain(|known| !known.is_like(policy)));
         });
         Ok(())
     }
@@ -330,6 +332,14 @@ pub(super) fn until(deadline: SystemTime) -> Option<Instant> {
 fn with_route(routes: &mut [Route], key: &RouteKey, change: impl FnOnce(&mut Route)) {
     if let Some(route) = routes.iter_mut().find(|route| route.is(key)) {
         change(route);
+    }
+}
+
+/// As the store does: a policy that is there stays where it is.
+fn put_policy(policies: &mut Vec<L7Policy>, policy: L7Policy) {
+    match policies.iter_mut().find(|known| known.is_like(&policy)) {
+        Some(known) => *known = policy,
+        None => policies.push(policy),
     }
 }
 

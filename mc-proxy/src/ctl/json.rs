@@ -111,7 +111,7 @@ pub(super) fn route(route: &v1::Route) -> Value {
 }
 
 pub(super) fn policy(policy: &v1::L7Policy) -> Value {
-    json!({"type": policy.r#type, "value": policy.value})
+    json!({"type": policy.r#type, "value": policy.value, "shadow": policy.shadow})
 }
 
 pub(super) fn rule(rule: &v1::FirewallRule) -> Value {

@@ -16,7 +16,13 @@ pub(super) enum Command {
     /// Policies of a route, in the order of evaluation.
     List(Place),
     /// Appends a policy to a route; it acts once the route terminates TLS (mode l7).
-    Add(Policy),
+    Add {
+        #[command(flatten)]
+        policy: Policy,
+        /// Counts what it would refuse, and refuses nothing. On a policy that exists it is changed.
+        #[arg(long)]
+        shadow: bool,
+    },
     /// Removes a policy from a route.
     Remove(Policy),
 }
@@ -46,8 +52,9 @@ pub(super) struct Policy {
 pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
     match command {
         Command::List(place) => list(place, client, out).await,
-        Command::Add(policy) => {
-            let (place, policy) = split(policy);
+        Command::Add { policy, shadow } => {
+            let (place, mut policy) = split(policy);
+            policy.shadow = shadow;
             let request = v1::AddL7PolicyRequest {
                 listener_addr: place.listener.clone(),
                 hostname: place.hostname.clone(),
@@ -78,12 +85,15 @@ async fn list(place: Place, client: &mut Client, out: &mut Output<'_>) -> Result
     let policies = answer(client.admin.list_l7_policies(request)).await?.policies;
     out.answer(
         || json!({"policies": policies.iter().map(json::policy).collect::<Value>()}),
-        || table(["TYPE", "VALUE"], policies.iter().map(|p| [p.r#type.clone(), p.value.clone()])),
+        || {
+            let mode = |p: &v1::L7Policy| if p.shadow { "shadow" } else { "refuse" }.to_owned();
+            table(["TYPE", "VALUE", "MODE"], policies.iter().map(|p| [p.r#type.clone(), p.value.clone(), mode(p)]))
+        },
     )
 }
 
 fn split(policy: Policy) -> (Place, v1::L7Policy) {
-    (policy.place, v1::L7Policy { r#type: policy.r#type, value: policy.value })
+    (policy.place, v1::L7Policy { r#type: policy.r#type, value: policy.value, shadow: false })
 }
 
 fn changed(what: &str, place: &Place, policy: &v1::L7Policy, out: &mut Output<'_>) -> Result<(), CtlError> {

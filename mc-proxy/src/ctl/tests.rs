@@ -84,9 +84,12 @@ async fn policies() {
     ok(&served, &["routes", "add", ":443", "a.b", "a:1"]).await;
     ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot"]).await;
     let (table, _) = ok(&served, &["policies", "list", ":443", "a.b"]).await;
-    assert_eq!(table, "TYPE              VALUE\nblock_user_agent  bad\\u{1b}[2Jbot\n");
+    assert_eq!(table, "TYPE              VALUE            MODE\nblock_user_agent  bad\\u{1b}[2Jbot  refuse\n");
     let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
     assert_eq!(listed["policies"][0]["value"], "bad\u{1b}[2Jbot");
+    ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot", "--shadow"]).await;
+    let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
+    assert_eq!((&listed["policies"][0]["shadow"], &listed["policies"][1]), (&true.into(), &serde_json::Value::Null));
     ok(&served, &["policies", "remove", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot"]).await;
     assert_eq!(ok(&served, &["policies", "list", ":443", "a.b"]).await, (String::new(), String::new()));
 }

@@ -102,7 +102,10 @@ fn target(lines: &mut Vec<Difference>, place: &str, seed: &Target, db: &Target) 
     let backends = |target: &Target| list(&target.backends);
     let path = |path: &Option<PathBuf>| path.as_ref().map_or_else(|| "none".to_owned(), |p| p.display().to_string());
     let policies = |target: &Target| {
-        let words = target.l7_policies.iter().map(|policy| format!("{} {:?}", policy.kind.as_str(), policy.value));
+        let words = target.l7_policies.iter().map(|policy| {
+            let shadow = if policy.shadow { " (shadow)" } else { "" };
+            format!("{} {:?}{shadow}", policy.kind.as_str(), policy.value)
+        });
         list(&words.collect::<Vec<_>>())
     };
     field(lines, place, "backends", backends(seed), backends(db));
@@ -188,7 +191,7 @@ mod tests {
         second.routes[2].target.backends.push("three:3".parse().unwrap());
         second.routes[2].target.tls_cert = Some("/a.pem".into());
         second.routes[2].target.l7_policies =
-            vec![L7Policy { kind: L7PolicyKind::RequireHeader, value: "x-key".to_owned() }];
+            vec![L7Policy { kind: L7PolicyKind::RequireHeader, value: "x-key".to_owned(), shadow: false }];
         second.routes.remove(1);
         let seed = Desired {
             listeners: vec![first, Listener::new(":80".parse().unwrap())],

@@ -123,7 +123,7 @@ impl Store {
         })
     }
 
-    /// Appends a policy to a route; `false` if the route has it.
+    /// Appends a policy to a route, or changes whether one that it has is a shadow; `false` if nothing changes.
     ///
     /// # Errors
     /// [`StoreError::UnknownListener`], [`StoreError::UnknownRoute`]; any other when it could not be written.

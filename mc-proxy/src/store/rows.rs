@@ -132,14 +132,20 @@ pub(super) fn delete_route(conn: &Connection, listener: i64, route: &RouteKey) -
 }
 
 pub(super) fn insert_policy(conn: &Connection, route: i64, policy: &L7Policy) -> Result<bool, Failure> {
+    let row = params![route, policy.kind.as_str(), policy.value, policy.shadow];
+    let updated = conn
+        .prepare_cached(
+            "UPDATE l7_policies SET shadow = ?4 WHERE route_id = ?1 AND kind = ?2 AND value = ?3 AND shadow <> ?4",
+        )?
+        .execute(row)?;
     let inserted = conn
         .prepare_cached(
-            "INSERT INTO l7_policies (route_id, position, kind, value)
-             SELECT ?1, (SELECT coalesce(max(position) + 1, 0) FROM l7_policies WHERE route_id = ?1), ?2, ?3
+            "INSERT INTO l7_policies (route_id, position, kind, value, shadow)
+             SELECT ?1, (SELECT coalesce(max(position) + 1, 0) FROM l7_policies WHERE route_id = ?1), ?2, ?3, ?4
              WHERE NOT EXISTS (SELECT 1 FROM l7_policies WHERE route_id = ?1 AND kind = ?2 AND value = ?3)",
         )?
-        .execute(params![route, policy.kind.as_str(), policy.value])?;
-    Ok(inserted > 0)
+        .execute(row)?;
+    Ok(updated + inserted > 0)
 }
 
 pub(super) fn delete_policy(conn: &Connection, route: i64, policy: &L7Policy) -> Result<bool, Failure> {
@@ -266,9 +272,9 @@ fn load_backends(conn: &Connection, path: &Path) -> Result<HashMap<i64, Vec<Back
 }
 
 fn load_policies(conn: &Connection, path: &Path) -> Result<HashMap<i64, Vec<L7Policy>>, Failure> {
-    by_route(conn, "SELECT route_id, kind, value FROM l7_policies ORDER BY route_id, position", |row| {
+    by_route(conn, "SELECT route_id, kind, value, shadow FROM l7_policies ORDER BY route_id, position", |row| {
         let at = RowPlace { path, table: "l7_policies", id: row.get(0)? };
-        Ok(L7Policy { kind: at.parse(&row.get::<_, String>(1)?)?, value: row.get(2)? })
+        Ok(L7Policy { kind: at.parse(&row.get::<_, String>(1)?)?, value: row.get(2)?, shadow: row.get(3)? })
     })
 }
 
@@ -322,10 +328,11 @@ fn insert_lists(conn: &Connection, route: i64, target: &Target) -> Result<(), Fa
         }
         insert.execute(params![route, position, text])?;
     }
-    let mut insert =
-        conn.prepare_cached("INSERT INTO l7_policies (route_id, position, kind, value) VALUES (?1, ?2, ?3, ?4)")?;
+    let mut insert = conn.prepare_cached(
+        "INSERT INTO l7_policies (route_id, position, kind, value, shadow) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?;
     for (position, policy) in (0_i64..).zip(&target.l7_policies) {
-        insert.execute(params![route, position, policy.kind.as_str(), policy.value])?;
+        insert.execute(params![route, position, policy.kind.as_str(), policy.value, policy.shadow])?;
     }
     Ok(())
 }

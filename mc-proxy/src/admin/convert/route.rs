@@ -75,7 +75,7 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
     let mut l7_policies = Vec::with_capacity(route.l7_policies.len());
     for (index, policy) in route.l7_policies.into_iter().enumerate() {
         let policy = new_policy(&format!("route.l7_policies[{index}]"), Some(policy))?;
-        if !l7_policies.contains(&policy) {
+        if !l7_policies.iter().any(|known: &L7Policy| known.is_like(&policy)) {
             l7_policies.push(policy);
         }
     }
@@ -120,11 +120,11 @@ pub(in crate::admin) fn policy(field: &str, given: Option<v1::L7Policy>) -> Resu
     if given.value.is_empty() {
         return Err(invalid(format_args!("{field}.value"), "is required"));
     }
-    Ok(L7Policy { kind, value: given.value })
+    Ok(L7Policy { kind, value: given.value, shadow: given.shadow })
 }
 
 pub(in crate::admin) fn policy_to_proto(policy: L7Policy) -> v1::L7Policy {
-    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value }
+    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value, shadow: policy.shadow }
 }
 
 pub(in crate::admin) fn routes_to_proto(listener_addr: String, routes: ListenerRoutes) -> v1::ListRoutesResponse {
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn every_refusal_of_a_route_names_its_field() {
         let good = || message("app.example.com", "127.0.0.1:8443");
-        let policy = |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into() };
+        let policy = |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into(), shadow: false };
         let cases = [
             (None, "route: is required"),
             (Some(message("", "a:1")), "route.hostname: is required"),

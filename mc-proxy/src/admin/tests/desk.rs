@@ -68,11 +68,14 @@ impl Desk {
             }
             Command::AddPolicy(_, key, policy, reply) => {
                 let route = routes.iter_mut().find(|r| r.is(&key)).ok_or_else(|| unknown(&"route"));
-                let _ = reply.send(route.map(|r| r.target.l7_policies.push(policy)));
+                let _ = reply.send(route.map(|r| {
+                    r.target.l7_policies.retain(|p| !p.is_like(&policy));
+                    r.target.l7_policies.push(policy);
+                }));
             }
             Command::RemovePolicy(_, key, policy, reply) => {
                 let route = routes.iter_mut().find(|r| r.is(&key)).ok_or_else(|| unknown(&"route"));
-                let _ = reply.send(route.map(|r| r.target.l7_policies.retain(|p| *p != policy)));
+                let _ = reply.send(route.map(|r| r.target.l7_policies.retain(|p| !p.is_like(&policy))));
             }
             Command::SetMaxConnections(name, max, reply) => {
                 self.listener.max_connections = max;

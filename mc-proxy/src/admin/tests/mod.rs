@@ -147,7 +147,7 @@ async fn policies() {
     let mut client = served.client().await;
     client.add_route(add_route(":443", route("a.b", "a:1"))).await.unwrap();
     let (listener_addr, hostname) = (":443".to_owned(), "a.b".to_owned());
-    let policy = v1::L7Policy { r#type: "block_user_agent".into(), value: "curl".into() };
+    let policy = v1::L7Policy { r#type: "block_user_agent".into(), value: "curl".into(), shadow: false };
     let add = v1::AddL7PolicyRequest {
         listener_addr: listener_addr.clone(),
         hostname: hostname.clone(),

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use self::sample::{allow, block, desired, key, policy, route, rules};
 use super::*;
 use crate::{
-    desired::{L7PolicyKind, Protocol, ProxyVersion, Target},
+    desired::{L7Policy, L7PolicyKind, Protocol, ProxyVersion, Target},
     firewall::Rule,
 };
 
@@ -182,7 +182,15 @@ fn policies_keep_their_order() {
     assert!(!store.delete_policy(":443", &host, &first).unwrap());
     assert!(store.insert_policy(":443", &host, &third).unwrap());
     assert!(store.insert_policy(":443", &host, &first).unwrap());
-    assert_eq!(store.load().unwrap().listeners[0].routes[0].target.l7_policies, [second, third, first.clone()]);
+    assert_eq!(
+        store.load().unwrap().listeners[0].routes[0].target.l7_policies,
+        [&second, &third, &first].map(Clone::clone)
+    );
+    let shadow = L7Policy { shadow: true, ..second.clone() };
+    assert!(store.insert_policy(":443", &host, &shadow).unwrap());
+    assert!(!store.insert_policy(":443", &host, &shadow).unwrap());
+    let stored = &store.load().unwrap().listeners[0].routes[0].target.l7_policies;
+    assert_eq!(stored, &[shadow, third, first.clone()], "it keeps its place");
     let error = store.insert_policy(":443", &key("b.test"), &first).unwrap_err();
     assert!(matches!(error, StoreError::UnknownRoute { .. }), "{error}");
 }
@@ -260,7 +268,7 @@ fn a_row_that_the_api_would_refuse_is_named() {
             "DELETE FROM routes; UPDATE listeners SET protocol = 'tcp'",
             "table listeners, row 1: it has protocol \"tcp\", and no default route",
         ),
-        ("INSERT INTO l7_policies VALUES (1, 0, 'x', 'y')", "\"x\" is not one of"),
+        ("INSERT INTO l7_policies VALUES (1, 0, 'x', 'y', 0)", "\"x\" is not one of"),
     ] {
         let (_dir, path) = place();
         let content = Desired { rules: vec![block("192.0.2.1")], ..one_listener(vec![route("a.test", "a:1")]) };
@@ -342,8 +350,8 @@ fn a_migration_carries_the_data_on() {
     assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
 
     let error = Store::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 4, supported: 3, .. }), "{error}");
-    assert!(error.to_string().contains("schema version 4, this mc-proxy knows versions up to 3"), "{error}");
+    assert!(matches!(error, StoreError::TooNew { found: 5, supported: 4, .. }), "{error}");
+    assert!(error.to_string().contains("schema version 5, this mc-proxy knows versions up to 4"), "{error}");
     assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
 }
 

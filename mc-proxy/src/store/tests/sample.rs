@@ -38,7 +38,7 @@ pub(super) fn key(hostname: &str) -> RouteKey {
 }
 
 pub(super) fn policy(kind: L7PolicyKind, value: &str) -> L7Policy {
-    L7Policy { kind, value: value.to_owned() }
+    L7Policy { kind, value: value.to_owned(), shadow: false }
 }
 
 /// `count` different addresses.
