@@ -127,6 +127,7 @@ shape! {
         listeners: Vec<Given<Listener>>,
         firewall: Firewall,
         proxy: Proxy,
+        http: Http,
         xdp: Xdp,
         grpc: Grpc,
         metrics: Metrics,
@@ -184,6 +185,7 @@ shape! {
     Policy {
         kind = "type": String,
         value: String,
+        shadow: bool,
     }
 }
 
@@ -225,6 +227,28 @@ shape! {
         transparent_mark: i64,
         transparent_table: i64,
         memory_limit: Size,
+    }
+}
+
+shape! {
+    /// `[http]`
+    Http {
+        max_head_bytes: Size,
+        max_fields: i64,
+        max_target_bytes: Size,
+        header_timeout: Duration,
+        body_timeout: Duration,
+        min_body_rate: Size,
+        keepalive_timeout: Duration,
+        write_timeout: Duration,
+        response_timeout: Duration,
+        max_body_bytes: Size,
+        max_requests: i64,
+        max_concurrent_streams: i64,
+        max_resets: i64,
+        max_continuations: i64,
+        max_control_frames: i64,
+        window: Duration,
     }
 }
 

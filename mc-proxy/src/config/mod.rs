@@ -33,7 +33,7 @@ use self::{
     unavailable::{UNAVAILABLE, Unavailable},
 };
 use crate::desired::Desired;
-pub use crate::{firewall::AutoBan, net::relay::Splice};
+pub use crate::{firewall::AutoBan, http::limits::HttpLimits, net::relay::Splice};
 
 /// A list of a million addresses takes a third of this.
 const FILE_MAX_BYTES: u64 = 64 << 20;
@@ -120,6 +120,8 @@ pub struct Config {
     pub firewall: Firewall,
     /// `[proxy]`.
     pub proxy: Proxy,
+    /// `[http]`.
+    pub http: HttpLimits,
     /// `[xdp]`.
     pub xdp: Xdp,
     /// `[grpc]`; without an address there is no admin API.

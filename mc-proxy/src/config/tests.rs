@@ -1,3 +1,4 @@
+mod http;
 mod l4;
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};

@@ -5,3 +5,4 @@
 pub mod authority;
 pub mod error;
 pub mod fields;
+pub mod limits;
