@@ -6,3 +6,4 @@ pub mod authority;
 pub mod error;
 pub mod fields;
 pub mod limits;
+pub mod policy;
