@@ -2,6 +2,7 @@
 //!
 //! The crate of the same name is written `::http` here.
 
+pub mod access;
 pub mod authority;
 pub mod error;
 pub mod fields;

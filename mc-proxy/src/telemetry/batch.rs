@@ -18,13 +18,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// 2,000 connections one after the other, a line each (`perf stat`, debug build): 2,025 writes and 707 yields without, 423
 /// and 73 with it, of 25.7 and 24.8 system calls a connection.
 #[derive(Debug)]
-pub(super) struct Batch<W> {
+pub(crate) struct Batch<W> {
     to: W,
     bytes: Vec<u8>,
 }
 
 impl<W: Write> Batch<W> {
-    pub(super) fn new(to: W) -> Self {
+    pub(crate) fn new(to: W) -> Self {
         Self { to, bytes: Vec::new() }
     }
 

@@ -1,6 +1,6 @@
 //! What the daemon tells about itself.
 
-mod batch;
+pub(crate) mod batch;
 pub mod limit;
 pub mod log;
 
