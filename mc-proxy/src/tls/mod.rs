@@ -1,7 +1,8 @@
-//! What an SNI proxy reads of TLS.
+//! What an SNI proxy reads of TLS, and how it speaks TLS where it terminates it.
 
 mod alert;
 mod alpn;
+pub mod certs;
 mod client_hello;
 mod cursor;
 mod server_name;
