@@ -1,7 +1,10 @@
 //! A connected stream socket with as few system calls as a proxy can do with.
 //!
 //! A socket is registered with the reactor only when it first has to be waited for, and for writing only when a write
-//! first blocks: most short connections never need the second, and some not even the first.
+//! first blocks: most short connections never need the second, and some not even the first. A TLS stream, which reads and
+//! writes by turns or from two tasks, is registered for both from the start.
+
+mod stream;
 
 use std::{
     future::poll_fn,
@@ -60,6 +63,18 @@ impl Socket {
         match self.state {
             State::Unregistered(_) => self.register_for(READ, State::Readable),
             State::Readable(_) | State::Both(_) | State::Moving => Ok(()),
+        }
+    }
+
+    /// Registers for reading and writing at once: whoever waits to read keeps waiting when a write blocks, also in another
+    /// task.
+    ///
+    /// # Errors
+    /// When the reactor cannot take it.
+    pub fn register_both(&mut self) -> io::Result<()> {
+        match self.state {
+            State::Unregistered(_) | State::Readable(_) => self.register_for(READ | Interest::WRITABLE, State::Both),
+            State::Both(_) | State::Moving => Ok(()),
         }
     }
 
