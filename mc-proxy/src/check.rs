@@ -109,6 +109,11 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
         host::admin_socket(&mut list, grpc);
     }
     host::kernel_plane(&mut list, &loaded.config.xdp, capabilities);
+    for target in targets(&seed.listeners) {
+        if let Some(files) = target.cert_files() {
+            host::certificate(&mut list, &files);
+        }
+    }
     let names = backends(&mut list, &seed.listeners, RESOLVE_TIMEOUT, resolve);
     let wanted = transparent::Wanted::of(&loaded.config, &names);
     transparent::check(&mut list, &wanted);

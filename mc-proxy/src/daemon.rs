@@ -50,6 +50,7 @@ use crate::{
     },
     store::{Difference, Store, StoreError},
     telemetry::{describe, log},
+    tls::certs::{Certificates, Reloaded},
     worker::{Shutdown, Worker},
     xdp::{self, Events, PlaneError},
 };
@@ -174,6 +175,7 @@ impl Running {
     fn start(config: Config, mut inherited: Inherited) -> Result<Self, Failure> {
         let Opened { mut store, desired, is_empty } = open_store(&config)?;
         let geoip = open_geoip(&config, &desired.rules)?;
+        let certificates = open_certificates(&desired.listeners, is_empty)?;
         check_transparent(&desired.listeners, config.proxy.transparent_mark)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let bound = bind(&desired.listeners, &config.seed.listeners, workers, &mut inherited)?;
@@ -226,7 +228,8 @@ impl Running {
             splicing: splicing(config.proxy.splice),
             memory: Budget::new(config.proxy.memory_limit),
         });
-        let listening: Vec<_> = desired.listeners.iter().map(|listener| Arc::new(Listening::new(listener))).collect();
+        let running = |listener| Arc::new(Listening::with_certificates(listener, &certificates));
+        let listening: Vec<_> = desired.listeners.iter().map(running).collect();
         let events = plane.events();
         let owned = Owned {
             store,
@@ -238,6 +241,7 @@ impl Running {
             listening: listening.clone(),
             edge: Arc::clone(&edge),
             geoip,
+            certificates,
             bans,
         };
         let (control, control_thread) = control::start(owned, drops)
@@ -419,6 +423,19 @@ fn open_geoip(config: &Config, rules: &[Rule]) -> Result<Option<Countries>, Fail
     }
 }
 
+/// A file that is to be the first desired state has to be right as a whole. Later, one certificate that is broken does not
+/// keep the other routes from being served.
+fn open_certificates(listeners: &[Listener], is_first: bool) -> Result<Certificates, Failure> {
+    let (certificates, problems) = control::open_certificates(listeners);
+    if is_first && !problems.is_empty() {
+        return Err(Failure::new(Exit::Config, problems.join("\n")));
+    }
+    for problem in problems {
+        tracing::error!(problem, "connections of the route are refused until its certificate can be loaded");
+    }
+    Ok(certificates)
+}
+
 fn plane_failure(error: &PlaneError) -> Failure {
     let exit = if error.is_privilege() { Exit::NoPermission } else { Exit::Failure };
     Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", error)
@@ -551,6 +568,13 @@ async fn reload(control: &Control, notifier: &mut Notifier) {
         Ok(true) => {}
         Ok(false) => tracing::info!("there is no firewall.geoip_db to reload; the configuration is read at start only"),
         Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old GeoIP database stays"),
+    }
+    match control.reload_certificates().await {
+        Ok(Reloaded { replaced, unchanged, failed }) => {
+            let failed = failed.len();
+            tracing::info!(replaced, unchanged, failed, "certificates reloaded");
+        }
+        Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old certificates stay"),
     }
     notifier.ready();
 }

@@ -11,6 +11,7 @@ use crate::{
         relay::Splice,
     },
     route::{Pattern, alpn::Listed},
+    tls::certs::CertFiles,
 };
 
 /// What the TOML file seeds an empty database with.
@@ -205,6 +206,14 @@ impl Target {
             transparent: false,
             splice: None,
             l7_policies: Vec::new(),
+        }
+    }
+
+    /// What TLS is terminated with; none on a route that does not, whatever files it names.
+    pub fn cert_files(&self) -> Option<CertFiles> {
+        match self.mode {
+            Mode::L4 => None,
+            Mode::L7 => Some(CertFiles { cert: self.tls_cert.clone()?, key: self.tls_key.clone()? }),
         }
     }
 }

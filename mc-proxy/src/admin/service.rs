@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{convert, incoming::Caller, upload, watch};
 use crate::{
     control::{ChangeOptions, ChangeSummary, Control, ControlError, RuleFilter},
+    desired::Mode,
     firewall::RuleKey,
 };
 
@@ -54,7 +55,7 @@ impl ProxyAdminService for Admin {
         let listener = convert::listener(listener_addr)?;
         let route = convert::route(route)?;
         let key = route.key();
-        if route.target.tls_cert.is_some() || route.target.tls_key.is_some() {
+        if route.target.mode == Mode::L4 && (route.target.tls_cert.is_some() || route.target.tls_key.is_some()) {
             tracing::warn!(listener, hostname = %key, "tls_cert and tls_key have no effect on an l4 route");
         }
         self.control.add_route(listener.clone(), route).await.map_err(convert::control_error)?;
@@ -269,6 +270,22 @@ impl ProxyAdminService for Admin {
         let (mode, previous) = (mode.as_str(), previous.as_str());
         tracing::info!(mode, previous, uid = by.uid, pid = by.pid, "splice mode set until the daemon ends");
         Ok(Response::new(v1::SetSpliceResponse { previous: previous.to_owned() }))
+    }
+
+    async fn list_certificates(&self, _: Request<v1::ListCertificatesRequest>) -> Answer<v1::ListCertificatesResponse> {
+        let listed = self.control.certificates().await.map_err(convert::control_error)?;
+        Ok(Response::new(convert::certificates_to_proto(listed)))
+    }
+
+    async fn reload_certificates(
+        &self,
+        request: Request<v1::ReloadCertificatesRequest>,
+    ) -> Answer<v1::ReloadCertificatesResponse> {
+        let by = By::of(&request);
+        let reloaded = self.control.reload_certificates().await.map_err(convert::control_error)?;
+        let (replaced, unchanged, failed) = (reloaded.replaced, reloaded.unchanged, reloaded.failed.len());
+        tracing::info!(replaced, unchanged, failed, uid = by.uid, pid = by.pid, "certificates reloaded");
+        Ok(Response::new(convert::reloaded_to_proto(reloaded)))
     }
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {

@@ -21,6 +21,7 @@ use crate::{
     desired::Listener,
     firewall::GeoIp,
     telemetry,
+    tls::certs::{CertFiles, Expiry, Pair},
     xdp::{self, Obstacle},
 };
 
@@ -74,6 +75,23 @@ fn is_sqlite(path: &Path) -> io::Result<bool> {
     let mut header = Vec::new();
     fs::File::open(path)?.take(16).read_to_end(&mut header)?;
     Ok(header.is_empty() || header == b"SQLite format 3\0")
+}
+
+pub(super) fn certificate(list: &mut Checklist, files: &CertFiles) {
+    let pair = match Pair::load(files) {
+        Ok(pair) => pair,
+        Err(error) => return list.bad(format!("certificate {error}")),
+    };
+    let now = SystemTime::now();
+    let name = format!("certificate {files} ({})", pair.leaf.names.join(", "));
+    if pair.is_key_exposed {
+        let key = files.key.display();
+        list.warn(format!("key {key}: every user of this host can read it; `chmod o= {key}`"));
+    }
+    match Expiry::of(&pair.leaf, now) {
+        Some(expiry) => list.warn(format!("{name}: {expiry}; renew it")),
+        None => list.good(format!("{name}: its key is the right one, {} days left", pair.leaf.days_left(now))),
+    }
 }
 
 pub(super) fn geoip(list: &mut Checklist, path: &Path) {

@@ -103,3 +103,25 @@ fn a_resolver_that_hangs_is_not_waited_for() {
     assert!(find(&list, "host3:1").text.contains("did not resolve within"));
     assert!(list.is_ok());
 }
+
+#[test]
+fn certificates_are_tried() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let files = crate::tls::certs::tests::make("a.example").write(dir.path());
+    let checked = || {
+        let mut list = Checklist::default();
+        host::certificate(&mut list, &files);
+        list.findings
+    };
+    assert_eq!(checked().iter().map(|found| found.grade).collect::<Vec<_>>(), [Grade::Good]);
+    fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
+    let found = checked();
+    assert_eq!(found[0].grade, Grade::Warning);
+    assert!(found[0].text.ends_with(&format!("`chmod o= {}`", files.key.display())), "{}", found[0].text);
+    fs::remove_file(&files.key).unwrap();
+    let found = checked();
+    assert_eq!(found[0].grade, Grade::Bad);
+    assert!(found[0].text.contains("key.pem: No such file"), "{}", found[0].text);
+}

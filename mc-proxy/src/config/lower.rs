@@ -230,8 +230,9 @@ impl Lower<'_, '_> {
         let protocols = [("auto", ()), ("http1", ()), ("h2", ())];
         self.word(route.backend_protocol.clone(), &format!("{path}.backend_protocol"), &protocols);
         self.path_or_none(route.backend_ca.clone(), &format!("{path}.backend_ca"));
-        if mode == Mode::L4 {
-            self.warn_of_l7_keys(&route, path);
+        match mode {
+            Mode::L4 => self.warn_of_l7_keys(&route, path),
+            Mode::L7 => self.require_certificate(&route, &at, path),
         }
         let l7_policies = self.policies(route.l7_policies, path);
         let tls_cert = self.path_or_none(route.tls_cert, &format!("{path}.tls_cert"));
@@ -251,6 +252,19 @@ impl Lower<'_, '_> {
             splice,
             l7_policies,
         })
+    }
+
+    /// Whether they load is found out by whoever loads them.
+    fn require_certificate(&mut self, route: &file::Route, at: &At, path: &str) {
+        for (key, given, example) in
+            [("tls_cert", &route.tls_cert, "certs/app.pem"), ("tls_key", &route.tls_key, "certs/app.key")]
+        {
+            if given.is_none() {
+                let text =
+                    format!("{path}.{key} is required with mode = \"l7\"; write {key} = \"/srv/mc-proxy/{example}\"");
+                self.report.error(at, text);
+            }
+        }
     }
 
     /// `backend_tls` is not among them: deploy agents send it with every route.

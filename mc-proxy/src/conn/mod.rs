@@ -6,6 +6,7 @@ mod offences;
 mod outcome;
 mod pipeline;
 mod record;
+mod secure;
 mod sources;
 mod told;
 
@@ -36,6 +37,7 @@ use crate::{
         resolve::Resolver,
     },
     route::RouteTable,
+    tls::certs::Certificates,
 };
 
 /// What every connection needs of the daemon.
@@ -94,13 +96,23 @@ pub struct Permit {
 }
 
 impl Listening {
-    /// The running side of a desired listener.
+    /// The running side of a desired listener whose routes need no certificates.
     pub fn new(desired: &Listener) -> Self {
+        Self::with_table(desired, RouteTable::new(&desired.routes, desired.default.clone()))
+    }
+
+    /// The running side of a desired listener.
+    pub fn with_certificates(desired: &Listener, certificates: &Certificates) -> Self {
+        let table = RouteTable::with_certificates(&desired.routes, desired.default.clone(), certificates);
+        Self::with_table(desired, table)
+    }
+
+    fn with_table(desired: &Listener, table: RouteTable) -> Self {
         Self {
             addr: desired.addr.clone(),
             protocol: desired.protocol,
             proxy: desired.proxy.clone().map(Arc::new),
-            routes: ArcSwap::from_pointee(RouteTable::new(&desired.routes, desired.default.clone())),
+            routes: ArcSwap::from_pointee(table),
             max_connections: desired.max_connections.into(),
             sources: Sources::new(desired.max_connections_per_source),
             active: 0.into(),

@@ -6,7 +6,7 @@ use crate::{
     firewall::OffenceKind,
     net::{relay::Ended, transparent::TransparentError},
     proxy_header::HeaderError,
-    tls::{HelloError, ServerNameError},
+    tls::{HandshakeError, HelloError, ServerNameError},
 };
 
 /// The end of a connection. Every connection has exactly one.
@@ -52,6 +52,8 @@ pub enum Outcome {
     ClientGone,
     /// What came is not a ClientHello that is routed.
     Hello(HelloError),
+    /// TLS is terminated here, and the handshake came to nothing.
+    Tls(HandshakeError),
     /// No route for the name, and no default.
     NoRoute,
     /// The routes of the name are for clients that offer another ALPN name, and there is no default.
@@ -79,7 +81,7 @@ pub struct Counters {
 
 impl Outcome {
     /// Every outcome, the frequent ones first.
-    pub const ALL: [Self; 62] = [
+    pub const ALL: [Self; 71] = [
         Self::Closed,
         Self::BlockedAddress,
         Self::BlockedPrefix,
@@ -142,6 +144,15 @@ impl Outcome {
         Self::Hello(HelloError::ServerName(ServerNameError::Nul)),
         Self::Hello(HelloError::ServerName(ServerNameError::IpLiteral)),
         Self::Hello(HelloError::ServerName(ServerNameError::NotDns)),
+        Self::Tls(HandshakeError::Timeout),
+        Self::Tls(HandshakeError::Gone),
+        Self::Tls(HandshakeError::Refused),
+        Self::Tls(HandshakeError::NoAlpn),
+        Self::Tls(HandshakeError::Version),
+        Self::Tls(HandshakeError::Incompatible),
+        Self::Tls(HandshakeError::Malformed),
+        Self::Tls(HandshakeError::NoCertificate),
+        Self::Tls(HandshakeError::Internal),
     ];
 
     /// The name in logs and counters.
@@ -167,6 +178,7 @@ impl Outcome {
             Self::HandshakeTimeout => "handshake_timeout",
             Self::ClientGone => "client_gone",
             Self::Hello(error) => error.reason(),
+            Self::Tls(error) => error.reason(),
             Self::NoRoute => "no_route",
             Self::NoAlpn => "no_alpn",
             Self::DialFailed => "dial_failed",
@@ -181,8 +193,8 @@ impl Outcome {
     pub fn offence(self) -> Option<OffenceKind> {
         match self {
             Self::Hello(HelloError::ServerName(_)) | Self::NoRoute => Some(OffenceKind::ServerName),
-            Self::Hello(_) => Some(OffenceKind::Handshake),
-            Self::HandshakeTimeout => Some(OffenceKind::Timeout),
+            Self::Hello(_) | Self::Tls(HandshakeError::Malformed) => Some(OffenceKind::Handshake),
+            Self::HandshakeTimeout | Self::Tls(HandshakeError::Timeout) => Some(OffenceKind::Timeout),
             Self::RateLimited => Some(OffenceKind::Rate),
             // Who is refused by a rule is told apart already; the others are nobody's fault, or not the client's.
             Self::BlockedAddress
@@ -203,6 +215,16 @@ impl Outcome {
             | Self::ProxyTimeout
             | Self::Proxy(_)
             | Self::ClientGone
+            // Old clients, clients that distrust the certificate, and what is wrong here.
+            | Self::Tls(
+                HandshakeError::Gone
+                | HandshakeError::Refused
+                | HandshakeError::NoAlpn
+                | HandshakeError::Version
+                | HandshakeError::Incompatible
+                | HandshakeError::NoCertificate
+                | HandshakeError::Internal,
+            )
             // The name is one that is served.
             | Self::NoAlpn
             | Self::DialFailed

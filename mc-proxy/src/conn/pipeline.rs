@@ -7,6 +7,7 @@
 //!                           what it knew
 //! greet      tls            the ClientHello is read whole, its bytes are kept
 //! route      route          listener, server name and ALPN -> target
+//! secure     conn::secure   mode l7: TLS is terminated; mode l4 goes on
 //! dial       net::dial      the first backend that answers; the ClientHello goes out with the connect
 //! relay      net::relay     every byte, both ways, half-close kept
 //! outcome    conn::record   exactly one: log line and counters
@@ -18,11 +19,16 @@ use std::{cell::Cell, future::poll_fn, os::fd::OwnedFd, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Local, Outcome, Permit, announce, identify::identify, record::Record};
+use super::{
+    Local, Outcome, Permit, announce,
+    identify::identify,
+    record::Record,
+    secure::{Secured, secure},
+};
 use crate::{
     clock,
     config::Refuse,
-    desired::{Protocol, Target},
+    desired::{Mode, Protocol, Target},
     firewall::Judgement,
     net::{
         addr::{BackendAddr, ClientAddr, PeerAddr},
@@ -32,33 +38,28 @@ use crate::{
         socket::Socket,
         transparent,
     },
+    route::Destination,
     tls::{ClientHelloReader, MAX_WIRE, NO_APPLICATION_PROTOCOL_ALERT, Progress, UNRECOGNIZED_NAME_ALERT},
 };
 
 /// Takes an accepted connection to its end.
 pub async fn run(local: Arc<Local>, permit: Permit, place: Anonymous, fd: OwnedFd, peer: PeerAddr) {
-    let mut client = Socket::new(fd);
     let mut record = Record::new(local, permit, peer);
-    let outcome = serve(&mut client, &mut record, place).await;
-    if outcome.is_orderly() {
-        client.close();
-    } else {
-        drop(client);
-    }
+    let outcome = serve(Socket::new(fd), &mut record, place).await;
     record.finish(outcome);
 }
 
-async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Outcome {
+/// What is not closed in order here is reset.
+async fn serve(mut client: Socket, record: &mut Record, place: Anonymous) -> Outcome {
     let met = tokio::select! {
         biased;
         () = place.shed() => Err(Outcome::OverMemory),
-        met = meet(client, record, &place) => met,
+        met = meet(&mut client, record, &place) => met,
     };
     let hello = match met {
         Ok(hello) => hello,
         Err(outcome) => return outcome,
     };
-    let Some(charge) = place.known() else { return Outcome::OverMemory };
     let routes = record.permit().listener().routes.load();
     let Some(target) = routes.lookup(record.server_name.as_ref(), &record.alpn).map(|found| Arc::clone(found.target))
     else {
@@ -66,16 +67,22 @@ async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Ou
         drop(routes);
         let outcome = if is_known { Outcome::NoAlpn } else { Outcome::NoRoute };
         record.report(outcome);
-        tell_refusal(client, record, outcome).await;
+        let Some(_charge) = place.known() else { return Outcome::OverMemory };
+        tell_refusal(&mut client, record, outcome).await;
         return outcome;
     };
     drop(routes);
+    match target.mode {
+        Mode::L7 => return terminate(client, hello, &target, record, place).await,
+        Mode::L4 => {}
+    }
+    let Some(charge) = place.known() else { return Outcome::OverMemory };
     // Not the client's: not counted as such.
     let mut header_bytes = 0;
     let first = match target.send_proxy {
         None => hello,
         Some(version) => {
-            let header = announce::header(version, client, record);
+            let header = announce::header(version, &client, record);
             header_bytes = header.len();
             [header, hello].concat()
         }
@@ -99,11 +106,31 @@ async fn serve(client: &mut Socket, record: &mut Record, place: Anonymous) -> Ou
         splicing: &local.edge.splicing,
         mode: target.splice,
     };
-    let ended = relay::run(client, &mut backend, terms, &mut record.transferred).await;
+    let ended = relay::run(&mut client, &mut backend, terms, &mut record.transferred).await;
     if ended.is_orderly() {
         backend.close();
+        client.close();
     }
     ended.into()
+}
+
+/// A route of mode `l7`. What is spoken inside TLS is not served yet: the stream ends in order.
+async fn terminate(
+    client: Socket,
+    hello: Vec<u8>,
+    destination: &Destination,
+    record: &Record,
+    place: Anonymous,
+) -> Outcome {
+    let Secured { stream, facts, charge } = match secure(client, hello, destination, record, place).await {
+        Ok(secured) => secured,
+        Err(outcome) => return outcome,
+    };
+    tracing::debug!(client = %record.client, ?facts, "TLS is terminated");
+    let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
+    let closed = timeout_at(deadline, stream.close()).await;
+    drop(charge);
+    if matches!(closed, Ok(Ok(()))) { Outcome::Closed } else { Outcome::ClientGone }
 }
 
 /// Who the client is, whether it is let in, and what it says first: while nobody is connected, the connection may be given

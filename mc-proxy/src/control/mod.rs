@@ -5,6 +5,7 @@
 //! the change is in force; when it returned an error nothing has changed.
 
 mod bans;
+mod certificates;
 mod drops;
 mod explain;
 mod firewall;
@@ -16,6 +17,7 @@ mod thread;
 mod upkeep;
 
 pub use bans::Bans;
+pub use certificates::{ListedCertificate, open_certificates};
 pub use drops::{report_violations, tell as tell_drops};
 pub(crate) use firewall::FirewallCommand;
 pub use firewall::{
@@ -34,6 +36,7 @@ use crate::{
     config::Splice,
     desired::{AcceptProxy, L7Policy, Route, RouteKey, Target},
     net::relay::Figures,
+    tls::certs,
     xdp::PlaneStatus,
 };
 
@@ -50,6 +53,9 @@ pub enum ControlError {
     /// The thing that is named does not exist.
     #[error("{0}")]
     NotFound(String),
+    /// A value that cannot be: the text begins with the field's name.
+    #[error("{0}")]
+    Invalid(String),
     /// Valid, but not in this version or not in this state.
     #[error("{0}")]
     Refused(String),
@@ -99,6 +105,8 @@ pub struct Status {
     pub accept_failures: u64,
     /// Backends' names.
     pub names: crate::net::resolve::Figures,
+    /// What TLS is terminated with.
+    pub certificates: certs::Figures,
 }
 
 /// Memory of connections, in bytes.
@@ -144,6 +152,8 @@ pub(crate) enum Command {
     SetSplice(Splice, Reply<Splice>),
     Status(Reply<Status>),
     ReloadGeoIp(Reply<bool>),
+    Certificates(Reply<Vec<ListedCertificate>>),
+    ReloadCertificates(Reply<certs::Reloaded>),
     Firewall(FirewallCommand),
     Stop(Reply<()>),
 }
@@ -157,6 +167,8 @@ impl Command {
             Self::SetSplice(_, reply) => reply.is_closed(),
             Self::Status(reply) => reply.is_closed(),
             Self::ReloadGeoIp(reply) => reply.is_closed(),
+            Self::Certificates(reply) => reply.is_closed(),
+            Self::ReloadCertificates(reply) => reply.is_closed(),
             Self::Firewall(command) => command.is_abandoned(),
             Self::AddRoute(_, _, reply)
             | Self::RemoveRoute(_, _, reply)
@@ -268,6 +280,22 @@ impl Control {
     /// When it cannot be read; the old one stays in force.
     pub async fn reload_geoip(&self) -> Result<bool, ControlError> {
         self.call(Command::ReloadGeoIp).await
+    }
+
+    /// The certificates of all routes, and which routes these are.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`].
+    pub async fn certificates(&self) -> Result<Vec<ListedCertificate>, ControlError> {
+        self.call(Command::Certificates).await
+    }
+
+    /// Loads all certificates anew. Those that cannot be used are in the answer, and the old ones stay in force.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`].
+    pub async fn reload_certificates(&self) -> Result<certs::Reloaded, ControlError> {
+        self.call(Command::ReloadCertificates).await
     }
 
     /// Ends the thread: the kernel plane is left or removed as configured, the database is closed.

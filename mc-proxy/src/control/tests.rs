@@ -1,6 +1,7 @@
 //! The control thread over a real database, and a kernel plane in memory that a test can make refuse.
 
 mod bans;
+mod certificates;
 mod changes;
 mod confirm;
 mod countries;

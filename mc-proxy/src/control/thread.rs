@@ -20,6 +20,7 @@ use crate::{
     route::RouteTable,
     store::{self, Store, StoreError},
     telemetry::describe,
+    tls::certs::Certificates,
     xdp::Dataplane,
 };
 
@@ -49,6 +50,8 @@ pub struct Owned {
     pub edge: Arc<Edge>,
     /// `firewall.geoip_db`.
     pub geoip: Option<Countries>,
+    /// What the routes of the listeners terminate TLS with.
+    pub certificates: Certificates,
     /// Who is banned for what connections report.
     pub bans: Bans,
 }
@@ -160,6 +163,8 @@ impl Thread {
             Command::SetSplice(mode, reply) => answer(reply, Ok(self.owned.edge.splicing.set_mode(mode))),
             Command::Status(reply) => answer(reply, Ok(self.status())),
             Command::ReloadGeoIp(reply) => answer(reply, self.reload_geoip()),
+            Command::Certificates(reply) => answer(reply, Ok(self.certificates())),
+            Command::ReloadCertificates(reply) => answer(reply, Ok(self.reload_certificates())),
             Command::Firewall(command) => self.firewall(command),
             Command::Stop(reply) => answer(reply, Err(ControlError::Stopping)),
         }
@@ -197,7 +202,11 @@ impl Thread {
             transparent::probe(self.owned.edge.proxy.transparent_mark)
                 .map_err(|error| ControlError::Refused(format!("route.transparent: {error}")))?;
         }
+        let staged = self.stage_certificate(&route)?;
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;
+        if let Some(staged) = staged {
+            self.owned.certificates.commit(staged, SystemTime::now());
+        }
         self.publish(index, |routes| match routes.iter_mut().find(|known| known.is(&route.key())) {
             Some(known) => *known = route,
             None => routes.push(route),
@@ -240,11 +249,13 @@ impl Thread {
 
     /// Changes a listener's routes in memory: connections from now on see the new table as a whole.
     fn publish(&mut self, index: usize, change: impl FnOnce(&mut Vec<Route>)) {
-        let Owned { listeners, listening, .. } = &mut self.owned;
+        let Owned { listeners, listening, certificates, .. } = &mut self.owned;
         if let (Some(listener), Some(listening)) = (listeners.get_mut(index), listening.get(index)) {
             change(&mut listener.routes);
-            listening.routes.store(Arc::new(RouteTable::new(&listener.routes, listener.default.clone())));
+            let table = RouteTable::with_certificates(&listener.routes, listener.default.clone(), certificates);
+            listening.routes.store(Arc::new(table));
         }
+        self.retain_certificates();
     }
 
     fn set_max_connections(&mut self, listener: &str, max: u64) -> Result<(), ControlError> {
@@ -302,6 +313,7 @@ impl Thread {
             },
             accept_failures: edge.counters.accept_failures(),
             names: edge.resolver.figures(),
+            certificates: self.owned.certificates.figures(),
         }
     }
 

@@ -130,6 +130,7 @@ impl Thread {
                 tracing::error!(error = describe(&error), "the old GeoIP database stays");
             }
         }
+        self.owned.certificates.tick(Instant::now(), SystemTime::now());
         self.publish_tables();
         if !self.is_troubled {
             self.trouble.clear();

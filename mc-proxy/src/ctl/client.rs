@@ -101,6 +101,9 @@ pub enum CtlError {
     /// The daemon says that it is not serving.
     #[error("the daemon is not serving: {0}")]
     NotServing(&'static str),
+    /// Some certificates are still the old ones.
+    #[error("{0} certificates could not be loaded; the old ones stay in use")]
+    NotReloaded(usize),
     /// Stdout cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[source] io::Error),
@@ -198,6 +201,7 @@ impl CtlError {
             | Self::EmptyList(_)
             | Self::LongList { .. }
             | Self::NotServing(_)
+            | Self::NotReloaded(_)
             | Self::Output(_) => Exit::Failure,
             Self::Partly { source, .. } => source.exit(),
             Self::NoAnswer(_) => Exit::TryLater,

@@ -18,6 +18,8 @@
 //! | `firewall watch` | one `DropEvent` a line, or `{"missed"}` |
 //! | `firewall top` | a line `{"seconds", "groups": [], "sources": [], "missed"}` |
 //! | `firewall confirm`, `revert` | `{"confirmed": true}`, `{"reverted": true}` |
+//! | `certs list` | `{"certificates": [Certificate]}` |
+//! | `certs reload` | `ReloadCertificatesResponse` |
 //! | `splice` | `{"mode", "previous"}` |
 //! | `health` | `{"service", "status": "SERVING"}` |
 
@@ -52,6 +54,12 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
             "failures": names.failures,
         })),
         "firewall": status.firewall.as_ref().map(firewall),
+        "certificates": status.certificates.as_ref().map(|certificates| json!({
+            "count": certificates.count,
+            "failing": certificates.failing,
+            "earliest_expiry": time(certificates.earliest_expiry.as_ref()),
+            "load_failures": certificates.load_failures,
+        })),
         "splice": status.splice,
         "kernel_splice": status.kernel_splice.as_ref().map(kernel_splice),
     })
@@ -107,6 +115,32 @@ pub(super) fn route(route: &v1::Route) -> Value {
         "proxy_protocol_version": route.proxy_protocol_version,
         "transparent": route.transparent,
         "splice": route.splice,
+    })
+}
+
+pub(super) fn certificate(certificate: &v1::Certificate) -> Value {
+    let uses = certificate.routes.iter();
+    json!({
+        "tls_cert": certificate.tls_cert,
+        "tls_key": certificate.tls_key,
+        "names": certificate.names,
+        "not_before": time(certificate.not_before.as_ref()),
+        "not_after": time(certificate.not_after.as_ref()),
+        "days_left": certificate.not_after.as_ref().map(|_| certificate.days_left),
+        "issuer": certificate.issuer,
+        "serial": certificate.serial,
+        "loaded_at": time(certificate.loaded_at.as_ref()),
+        "routes": uses.map(|used| json!({"listener_addr": used.listener_addr, "route": used.route})).collect::<Value>(),
+        "last_error": certificate.last_error,
+    })
+}
+
+pub(super) fn reloaded(reloaded: &v1::ReloadCertificatesResponse) -> Value {
+    let failed = reloaded.failed.iter().map(|failure| json!({"tls_cert": failure.tls_cert, "error": failure.error}));
+    json!({
+        "replaced": reloaded.replaced,
+        "unchanged": reloaded.unchanged,
+        "failed": failed.collect::<Value>(),
     })
 }
 

@@ -3,6 +3,7 @@
 //! Data goes to stdout, talk to stderr. With `--json` a command writes one object, with the field names of
 //! `mc_proxy.v1` and numbers as numbers; see [`json`]. How it ended is an [`Exit`].
 
+mod certs;
 mod client;
 mod firewall;
 mod health;
@@ -68,6 +69,8 @@ enum Command {
     /// Firewall rules: groups, lists, what they drop and why.
     #[command(subcommand)]
     Firewall(firewall::Command),
+    /// Certificates that routes terminate TLS with.
+    Certs(certs::Args),
     /// How bytes of connections are moved, until the daemon ends.
     Splice(splice::Args),
     /// Whether the daemon is serving, as `grpc.health.v1` has it.
@@ -118,6 +121,7 @@ async fn execute(
         Command::Policies(command) => policies::run(command, &mut client, &mut out).await,
         Command::Listeners(command) => listeners::run(command, &mut client, &mut out).await,
         Command::Firewall(command) => firewall::run(command, &args.socket, &mut client, &mut out).await,
+        Command::Certs(args) => certs::run(args, &mut client, &mut out).await,
         Command::Splice(args) => splice::run(args, &mut client, &mut out).await,
         Command::Health(args) => health::run(args, &mut client, &mut out).await,
     }?;

@@ -45,6 +45,9 @@ fn text(status: &v1::GetStatusResponse) -> String {
             names.kept, names.failing, names.lookups, names.failures
         );
     }
+    if let Some(certificates) = status.certificates.as_ref().filter(|certificates| certificates.count > 0) {
+        write_certificates(&mut out, certificates);
+    }
     let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
     if !ended.is_empty() {
         let _ = write!(out, "ended:");
@@ -103,6 +106,17 @@ fn write_kernel(out: &mut String, kernel: &v1::KernelPlaneStatus) {
             }
         };
     }
+}
+
+fn write_certificates(out: &mut String, certificates: &v1::CertificateStatus) {
+    let _ = write!(out, "certificates: {}", certificates.count);
+    if certificates.failing > 0 {
+        let _ = write!(out, " failing={}", certificates.failing);
+    }
+    let _ = match &certificates.earliest_expiry {
+        Some(expiry) => writeln!(out, " earliest_expiry={expiry}"),
+        None => writeln!(out),
+    };
 }
 
 /// In MiB, as `proxy.memory_limit` is written.

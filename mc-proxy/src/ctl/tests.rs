@@ -203,3 +203,28 @@ fn a_closed_pipe_is_success() {
     assert_eq!(closed(io::ErrorKind::BrokenPipe), Exit::Success);
     assert_eq!(closed(io::ErrorKind::StorageFull), Exit::Failure);
 }
+
+#[tokio::test]
+async fn certs() {
+    let served = Served::start();
+    let expected = "CERTIFICATE   NAMES                EXPIRES               DAYS    ROUTES\n\
+                    /certs/a.pem  a.example,b.example  1970-01-02T00:00:00Z  ";
+    for line in [&["certs"][..], &["certs", "list"]] {
+        let (text, _) = ok(&served, line).await;
+        assert!(text.starts_with(expected) && text.ends_with("  :443 a.example\n"), "{text}");
+    }
+    let listed = &json(&served, &["certs"]).await["certificates"][0];
+    assert!(listed["days_left"].as_i64().unwrap() < -20_000);
+    assert_eq!(listed["not_after"], "1970-01-02T00:00:00Z");
+    assert_eq!(listed["routes"], serde_json::json!([{"listener_addr": ":443", "route": "a.example"}]));
+    let ran = run_on(&served.path, &["certs", "reload"]).await;
+    assert_eq!(
+        ran.talk,
+        "certificates: 2 replaced, 1 unchanged, 1 failed\n\
+         the old one stays: /certs/a.pem: there is no PEM certificate in it\n"
+    );
+    let error = ran.result.unwrap_err();
+    assert_eq!(error.to_string(), "1 certificates could not be loaded; the old ones stay in use");
+    assert_eq!(error.exit(), Exit::Failure);
+    assert_eq!(json(&served, &["status"]).await["certificates"]["load_failures"], 2);
+}

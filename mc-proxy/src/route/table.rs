@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
-use super::Pattern;
+use super::{Destination, Pattern};
 use crate::{
     desired::{Route, Target},
-    tls::{AlpnOffer, ServerName},
+    tls::{AlpnOffer, ServerName, certs::Certificates},
 };
 
 /// Finds the target for a server name and an ALPN offer: the exact hostname first, then the longest wildcard, then the
@@ -18,7 +18,7 @@ pub struct RouteTable {
     wildcard: HashMap<ServerName, Choices>,
     /// The labels of the longest key of `wildcard`: a name of 127 labels does not cost 127 look-ups.
     wildcard_labels: usize,
-    default: Option<Arc<Target>>,
+    default: Option<Arc<Destination>>,
     len: usize,
 }
 
@@ -26,8 +26,8 @@ pub struct RouteTable {
 #[derive(Clone, Debug, Default)]
 struct Choices {
     /// With the ALPN names that they list.
-    by_alpn: Vec<(Box<[String]>, Arc<Target>)>,
-    any: Option<Arc<Target>>,
+    by_alpn: Vec<(Box<[String]>, Arc<Destination>)>,
+    any: Option<Arc<Destination>>,
 }
 
 /// Where a connection goes, and why there.
@@ -38,7 +38,7 @@ pub struct RouteMatch<'a> {
     /// The ALPN names that the route lists.
     pub alpn: &'a [String],
     /// Shared with the table: a connection keeps its target when the table is replaced.
-    pub target: &'a Arc<Target>,
+    pub target: &'a Arc<Destination>,
 }
 
 /// The route that matched. Displays as its hostname, or as `(default)`, which no hostname can be.
@@ -53,9 +53,20 @@ pub enum MatchedRule<'a> {
 }
 
 impl RouteTable {
-    /// Builds the table. Of two routes with one hostname and the same ALPN names the later counts.
+    /// Builds the table of routes that need no certificates. Of two routes with one hostname and the same ALPN names the
+    /// later counts.
     pub fn new(routes: &[Route], default: Option<Target>) -> Self {
-        let mut table = Self { default: default.map(Arc::new), ..Self::default() };
+        Self::build(routes, default, None)
+    }
+
+    /// The same with certificates for the routes that terminate TLS.
+    pub fn with_certificates(routes: &[Route], default: Option<Target>, certificates: &Certificates) -> Self {
+        Self::build(routes, default, Some(certificates))
+    }
+
+    fn build(routes: &[Route], default: Option<Target>, certificates: Option<&Certificates>) -> Self {
+        let destination = |target| Arc::new(Destination::new(target, certificates));
+        let mut table = Self { default: default.map(destination), ..Self::default() };
         for route in routes {
             let (names, hostname) = match &route.hostname {
                 Pattern::Exact(name) => (&mut table.exact, name),
@@ -65,7 +76,7 @@ impl RouteTable {
                 }
             };
             let choices = names.entry(hostname.clone()).or_default();
-            table.len += usize::from(choices.add(&route.alpn, Arc::new(route.target.clone())));
+            table.len += usize::from(choices.add(&route.alpn, destination(route.target.clone())));
         }
         table
     }
@@ -122,7 +133,7 @@ impl RouteTable {
 
 impl Choices {
     /// Whether it is one more, and not in the place of another.
-    fn add(&mut self, alpn: &[String], target: Arc<Target>) -> bool {
+    fn add(&mut self, alpn: &[String], target: Arc<Destination>) -> bool {
         if alpn.is_empty() {
             return self.any.replace(target).is_none();
         }

@@ -1,5 +1,6 @@
 //! Messages of `mc_proxy.v1` to domain types and back. What is wrong with a message is said under the name of the field.
 
+mod certificates;
 mod firewall;
 mod route;
 mod status;
@@ -9,7 +10,7 @@ use std::{fmt, str::FromStr};
 use tonic::Status;
 
 pub(crate) use self::firewall::{action_to_proto, rule_to_proto};
-pub(super) use self::{firewall::*, route::*, status::*};
+pub(super) use self::{certificates::*, firewall::*, route::*, status::*};
 use crate::control::ControlError;
 
 /// Bytes of an error's text.
@@ -21,6 +22,10 @@ pub(super) fn max_connections(given: i64) -> Result<u64, Status> {
 
 pub(super) fn control_error(error: ControlError) -> Status {
     match error {
+        ControlError::Invalid(what) => {
+            let (field, problem) = what.split_once(": ").unwrap_or(("request", &what));
+            invalid(field, problem)
+        }
         ControlError::NotFound(what) => Status::not_found(what),
         ControlError::Refused(why) => Status::failed_precondition(why),
         ControlError::Failed(why) => Status::internal(why),

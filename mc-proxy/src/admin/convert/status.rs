@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use mc_proxy_proto::v1;
 
-use super::firewall::group_to_proto;
+use super::{certificates::figures_to_proto, firewall::group_to_proto};
 use crate::{control, desired::AcceptProxy, net::relay::Figures, xdp};
 
 pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatusResponse {
@@ -47,6 +47,7 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
             lookups: status.names.lookups,
             failures: status.names.failures,
         }),
+        certificates: Some(figures_to_proto(status.certificates)),
         splice: status.splice.as_str().to_owned(),
         kernel_splice: Some(kernel_splice(status.kernel_splice)),
     }
@@ -165,6 +166,7 @@ mod tests {
             memory: control::MemoryStatus { used: 3, limit: 4, kernel_sockets: Some(5) },
             accept_failures: 6,
             names: crate::net::resolve::Figures { kept: 7, failing: 8, lookups: 9, failures: 10 },
+            certificates: crate::tls::certs::Figures { count: 11, ..Default::default() },
         });
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
@@ -179,6 +181,7 @@ mod tests {
         let expected = v1::MemoryStatus { used_bytes: 3, limit_bytes: 4, kernel_socket_bytes: 5 };
         assert_eq!((status.memory, status.accept_failures), (Some(expected), 6));
         assert_eq!(status.names, Some(v1::NameStatus { kept: 7, failing: 8, lookups: 9, failures: 10 }));
+        assert_eq!(status.certificates.unwrap().count, 11);
         assert_eq!(status.total_connections, i64::MAX);
         let firewall = status.firewall.unwrap();
         assert!((90..100).contains(&firewall.geoip.unwrap().age_seconds));

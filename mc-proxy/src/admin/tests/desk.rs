@@ -7,9 +7,10 @@ use tokio::sync::mpsc;
 use super::rules::Rules;
 use crate::{
     config::Splice,
-    control::{Command, ControlError, ListenerRoutes, ListenerStatus, Status},
+    control::{Command, ControlError, ListedCertificate, ListenerRoutes, ListenerStatus, Status},
     desired::{Listener, Target},
     net::relay::Figures,
+    tls::certs::{CertFiles, CertStatus, Leaf, Reloaded},
     xdp::{InterfaceStatus, PlaneStatus, ReasonCount},
 };
 
@@ -89,6 +90,14 @@ impl Desk {
             Command::ReloadGeoIp(reply) => {
                 let _ = reply.send(Err(ControlError::Stopping));
             }
+            Command::Certificates(reply) => {
+                let _ = reply.send(Ok(certificates()));
+            }
+            Command::ReloadCertificates(reply) => {
+                let files = certificates().remove(0).status.files;
+                let failed = vec![(files, "/certs/a.pem: there is no PEM certificate in it".to_owned())];
+                let _ = reply.send(Ok(Reloaded { replaced: 2, unchanged: 1, failed }));
+            }
             Command::Stop(reply) => {
                 let _ = reply.send(Err(ControlError::Stopping));
             }
@@ -142,6 +151,21 @@ impl Desk {
             memory: crate::control::MemoryStatus::default(),
             accept_failures: 0,
             names: crate::net::resolve::Figures::default(),
+            certificates: crate::tls::certs::Figures { count: 1, failures: 2, ..Default::default() },
         }
     }
+}
+
+/// One that has ended long ago.
+fn certificates() -> Vec<ListedCertificate> {
+    let leaf = Leaf {
+        names: vec!["a.example".to_owned(), "b.example".to_owned()],
+        not_before: SystemTime::UNIX_EPOCH,
+        not_after: SystemTime::UNIX_EPOCH + Duration::from_secs(86_400),
+        issuer: "CA".to_owned(),
+        serial: "0A".to_owned(),
+    };
+    let files = CertFiles { cert: "/certs/a.pem".into(), key: "/certs/a.key".into() };
+    let status = CertStatus { files, leaf: Some(leaf), loaded_at: Some(SystemTime::UNIX_EPOCH), error: None };
+    vec![ListedCertificate { status, routes: vec![(":443".to_owned(), "a.example".to_owned())] }]
 }

@@ -24,6 +24,7 @@ use crate::{
         guard_fixture::{BLOCK, firewall},
     },
     net::resolve::Resolver,
+    tls::certs,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -300,4 +301,57 @@ async fn the_task_of_a_connection_is_small() {
     let (served, _client) = bench.connect("192.0.2.1").await;
     let size = size_of_val(&served);
     assert!(size <= 2048, "{size} bytes");
+}
+
+/// A listener with one route that terminates TLS, and its certificate's store.
+fn terminating(bench: Bench, files: &certs::CertFiles) -> Bench {
+    let mut target = Target::passthrough("127.0.0.1:9".parse().unwrap());
+    target.mode = Mode::L7;
+    (target.tls_cert, target.tls_key) = (Some(files.cert.clone()), Some(files.key.clone()));
+    let route = Route { hostname: "a.example".parse().unwrap(), alpn: Vec::new(), target };
+    let listener = Listener { routes: vec![route], ..Listener::new(":443".parse().unwrap()) };
+    let mut certificates = certs::Certificates::new(std::time::Instant::now());
+    drop(certificates.open(files, std::time::SystemTime::now()));
+    Bench { listening: Arc::new(Listening::with_certificates(&listener, &certificates)), ..bench }
+}
+
+#[tokio::test]
+async fn tls_is_terminated_where_the_route_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = certs::tests::make("a.example");
+    let mut bench = terminating(Bench::tls(Firewall::default()), &made.write(dir.path()));
+
+    let mut roots = RootCertStore::empty();
+    roots.add(rustls::pki_types::pem::PemObject::from_pem_slice(made.cert.as_bytes()).unwrap()).unwrap();
+    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let (served, tcp) = bench.connect("192.0.2.1").await;
+    let client = async {
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(ServerName::try_from("a.example").unwrap(), tcp).await.unwrap();
+        let mut end = Vec::new();
+        stream.read_to_end(&mut end).await.unwrap();
+        assert!(end.is_empty());
+    };
+    timeout(PATIENCE, async { tokio::join!(client, served) }).await.unwrap();
+    assert_eq!(bench.outcome("closed"), 1);
+
+    let (served, mut client) = bench.connect("192.0.2.2").await;
+    client.write_all(&[&hello("a.example")[..], b"GET / HTTP/1.1\r\n\r\n"].concat()).await.unwrap();
+    let answer = async {
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        drop(client);
+        answer
+    };
+    let (answer, ()) = timeout(PATIENCE, async { tokio::join!(answer, served) }).await.unwrap();
+    assert!(!answer.is_empty(), "an alert");
+    assert_eq!(bench.outcome("tls_malformed"), 1);
+    assert_eq!(bench.offences.try_recv(), Ok(offence("192.0.2.2", OffenceKind::Handshake)));
+
+    // A route whose certificate could not be loaded: the client's fault it is not.
+    let absent = certs::CertFiles { cert: dir.path().join("absent"), key: dir.path().join("absent") };
+    let mut bench = terminating(Bench::tls(Firewall::default()), &absent);
+    bench.refused("192.0.2.3", &hello("a.example")).await;
+    assert_eq!(bench.outcome("tls_no_certificate"), 1);
+    assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
 }

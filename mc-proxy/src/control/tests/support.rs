@@ -24,7 +24,7 @@ use crate::{
     conn::{Counters, Edge, Listening},
     control::{
         Bans, ChangeOptions, Control, Countries, GroupStatus, ListedRule, NewRule, Owned, RuleFilter, drops, moment,
-        start,
+        open_certificates, start,
     },
     desired::{Desired, Listener, Route, Target},
     firewall::{
@@ -215,7 +215,8 @@ impl Bench {
             memory: crate::net::memory::Budget::new(0),
         });
         let listeners = store.listeners().unwrap();
-        let listening = Arc::new(Listening::new(&listeners[0]));
+        let (certificates, _) = open_certificates(&listeners);
+        let listening = Arc::new(Listening::with_certificates(&listeners[0], &certificates));
         let owned = Owned {
             store,
             plane,
@@ -226,6 +227,7 @@ impl Bench {
             listening: vec![Arc::clone(&listening)],
             edge: Arc::clone(&edge),
             geoip,
+            certificates,
             bans,
         };
         let (control, thread) = start(owned, drops).unwrap();

@@ -45,7 +45,8 @@ struct Entry {
 /// A pair that was loaded and is not in force.
 pub struct Staged {
     files: CertFiles,
-    pair: Pair,
+    /// What was loaded.
+    pub pair: Pair,
     /// None when the same certificate is in force already.
     config: Option<Arc<ServerConfig>>,
 }
