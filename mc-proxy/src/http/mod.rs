@@ -6,5 +6,6 @@ pub mod access;
 pub mod authority;
 pub mod error;
 pub mod fields;
+pub mod h1;
 pub mod limits;
 pub mod policy;
