@@ -239,11 +239,6 @@ impl Outcome {
     pub fn was_relayed(self) -> bool {
         matches!(self, Self::Closed | Self::ClientReset | Self::BackendReset | Self::Idle | Self::Told | Self::Forced)
     }
-
-    /// Whether both sides have ended in order, so that the client's socket is closed and not reset.
-    pub fn is_orderly(self) -> bool {
-        matches!(self, Self::Closed | Self::Told)
-    }
 }
 
 impl From<Ended> for Outcome {

@@ -92,7 +92,7 @@ impl<'a> Changes<'a> {
         of_nets.chain(of_country).copied()
     }
 
-    /// Where the parts of `net` begin that a change is about.
+    /// Where `net` begins, and the parts of it that a change is about.
     fn addresses_within(&self, net: &IpNet) -> impl Iterator<Item = IpAddr> {
         let parts = self.by_net.keys().filter(|part| net.contains(*part)).map(IpNet::network);
         parts.chain([net.network()])
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_cut_off_wherever_in_its_network_a_block_is() {
+    fn a_proxy_is_cut_off_where_its_network_begins_and_where_a_change_names_a_part_of_it() {
         let ask = |there: &[Rule], changes: &[RuleChange]| {
             let found = ask_for(&BTreeMap::new(), &["10.0.0.0/16", "2001:db8::/48"], there, changes);
             found.map(|(address, who)| {

@@ -21,8 +21,8 @@
 //! nginx behind a `Via` stops compressing, and it tells the world what stands in front.
 //!
 //! `Connection` may not name what is meant for every recipient (RFC 9110 §7.6.1). Such options are ignored rather than obeyed:
-//! with them clients would strip credentials, cookies or framing behind the back of policies. What is written here is written
-//! afterwards, so naming it is of no use.
+//! with them clients would strip credentials, cookies or framing, or what a trusted peer has told of the client. Policies are to be
+//! asked about the fields that are left, or a required one could be shown to them and then be named.
 
 pub mod forwarded;
 mod hop;

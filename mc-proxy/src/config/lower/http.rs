@@ -14,6 +14,9 @@ use super::{
 /// Below this no browser gets through, above it a head is a weapon.
 const HEAD: RangeInclusive<u32> = 1_024..=1 << 20;
 
+/// More the type of a target does not hold.
+const TARGET: RangeInclusive<u32> = 1_024..=65_534;
+
 /// What the counts are taken in; longer than this nobody expects them to reach.
 const WINDOW_MAX: Duration = Duration::from_secs(3_600);
 
@@ -27,7 +30,7 @@ impl Lower<'_, '_> {
             max_target_bytes: self.bytes(
                 http.max_target_bytes,
                 "http.max_target_bytes",
-                HEAD,
+                TARGET,
                 default.max_target_bytes,
             ),
             header_timeout: self.deadline(http.header_timeout, "http.header_timeout", default.header_timeout),

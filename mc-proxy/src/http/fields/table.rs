@@ -39,24 +39,38 @@ const PROTECTED: &[&str] = &[
     "www-authenticate",
 ];
 
-/// What backends believe about the client; `x-forwarded-` is a prefix of its own.
+/// What backends believe about the client and its connection, `Client-Cert` (RFC 9440 §2.4) among it.
 const IDENTITY: &[&str] = &[
     "cf-connecting-ip",
     "cf-connecting-ipv6",
+    "client-cert",
+    "client-cert-chain",
     "client-ip",
     "fastly-client-ip",
+    "fly-client-ip",
     "forwarded",
+    "forwarded-for",
+    "front-end-https",
     "true-client-ip",
+    "x-arr-clientcert",
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-client-cert",
     "x-client-ip",
     "x-cluster-client-ip",
+    "x-envoy-external-address",
     "x-forwarded",
-    "x-original-forwarded-for",
     "x-originating-ip",
     "x-real-ip",
     "x-remote-addr",
     "x-remote-ip",
     "x-request-id",
+    "x-rewrite-url",
+    "x-scheme",
 ];
+
+/// Beginnings of more of them.
+const IDENTITY_PREFIXES: &[&str] = &["x-forwarded-", "x-original-", "x-ssl-", "ssl-client-"];
 
 /// RFC 9110 §6.5.1 in names: fields that a recipient needs before the content, or that would change what it has decided.
 const NO_TRAILER: &[&str] = &[
@@ -121,7 +135,7 @@ pub(super) fn class(name: &str) -> Class {
 
 /// Whether `Connection` may name it.
 pub(super) fn is_protected(name: &str) -> bool {
-    PROTECTED.iter().any(|known| known.eq_ignore_ascii_case(name))
+    PROTECTED.iter().any(|known| known.eq_ignore_ascii_case(name)) || is_identity(&name.to_ascii_lowercase())
 }
 
 pub(super) fn is_trailer(name: &str) -> bool {
@@ -129,5 +143,5 @@ pub(super) fn is_trailer(name: &str) -> bool {
 }
 
 fn is_identity(name: &str) -> bool {
-    name.starts_with("x-forwarded-") || IDENTITY.contains(&name)
+    IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || IDENTITY.contains(&name)
 }

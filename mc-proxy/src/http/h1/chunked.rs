@@ -18,7 +18,6 @@ pub struct ChunkedDecoder {
     state: State,
     limits: HeadLimits,
     extensions: usize,
-    chunks: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +43,7 @@ pub enum Decoded {
 impl ChunkedDecoder {
     /// At the beginning of a body; `limits` is for its trailers.
     pub fn new(limits: HeadLimits) -> Self {
-        Self { state: State::Size, limits, extensions: 0, chunks: 0 }
+        Self { state: State::Size, limits, extensions: 0 }
     }
 
     /// Takes the next part out of `buffer`, without copying it.
@@ -56,10 +55,7 @@ impl ChunkedDecoder {
             match &mut self.state {
                 State::Size => match self.take_size(buffer)? {
                     Some(0) => self.state = State::Trailers(Lines::default()),
-                    Some(size) => {
-                        self.chunks += 1;
-                        self.state = State::Data(size);
-                    }
+                    Some(size) => self.state = State::Data(size),
                     None => return Ok(Decoded::Incomplete),
                 },
                 State::Data(left) => {
@@ -89,11 +85,6 @@ impl ChunkedDecoder {
                 State::Done => return Ok(Decoded::End(HeaderMap::new())),
             }
         }
-    }
-
-    /// How many chunks there were: many small ones cost more than they bring.
-    pub fn chunks(&self) -> u64 {
-        self.chunks
     }
 
     fn take_size(&mut self, buffer: &mut BytesMut) -> Result<Option<u64>, HeadError> {

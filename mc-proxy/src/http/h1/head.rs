@@ -10,7 +10,7 @@ use super::{
     HeadError, HeadLimits, RequestFraming, ResponseFraming, fields, framing,
     lines::{Lines, split_line},
 };
-use crate::http::authority::Authority;
+use crate::http::authority::{Authority, AuthorityError};
 
 /// Longer than any registered method.
 const METHOD_MAX: usize = 32;
@@ -26,7 +26,7 @@ pub struct RequestHead {
     pub authority: Option<Authority>,
     /// HTTP/1.1 or HTTP/1.0.
     pub version: Version,
-    /// All fields, with those that frame the body.
+    /// All fields, with those that frame the body; `Expect` only if it counts.
     pub headers: HeaderMap,
     /// Where the body ends.
     pub framing: RequestFraming,
@@ -131,14 +131,21 @@ fn parse_request(block: &Bytes, limits: HeadLimits) -> Result<RequestHead, HeadE
         return Err(HeadError::TargetTooLong);
     }
     let (target, authority) = parse_target(block, target, &method)?;
-    let headers = fields::parse(block, lines, limits.fields)?;
-    let authority = match version {
-        Version::HTTP_10 if authority.is_none() && !headers.contains_key(header::HOST) => None,
+    let mut headers = fields::parse(block, lines, limits.fields)?;
+    let authority = match (version, headers.contains_key(header::HOST)) {
+        (Version::HTTP_10, false) if authority.is_none() => None,
+        // RFC 9112 §3.2: with an absolute target too.
+        (Version::HTTP_11, false) => return Err(AuthorityError::Missing.into()),
         _ => Some(Authority::of_request(authority, &headers)?),
     };
     let framing = framing::of_request(&headers, version)?;
+    let expects_continue = expects_continue(&headers, version, framing)?;
+    if !expects_continue {
+        // What stands behind would wait for something, or disagree about it.
+        headers.remove(header::EXPECT);
+    }
     Ok(RequestHead {
-        expects_continue: expects_continue(&headers, version, framing)?,
+        expects_continue,
         is_persistent: is_persistent(&headers, version),
         method,
         target,
@@ -235,13 +242,10 @@ fn is_persistent(headers: &HeaderMap, version: Version) -> bool {
 fn expects_continue(headers: &HeaderMap, version: Version, framing: RequestFraming) -> Result<bool, HeadError> {
     let mut values = headers.get_all(header::EXPECT).iter();
     let Some(value) = values.next() else { return Ok(false) };
-    if version == Version::HTTP_10 {
-        return Ok(false);
-    }
     if values.next().is_some() || !value.as_bytes().eq_ignore_ascii_case(b"100-continue") {
         return Err(HeadError::Expectation);
     }
-    Ok(!matches!(framing, RequestFraming::None | RequestFraming::Length(0)))
+    Ok(version == Version::HTTP_11 && !matches!(framing, RequestFraming::None | RequestFraming::Length(0)))
 }
 
 /// RFC 9110 §5.6.2.

@@ -178,6 +178,7 @@ fn one_empty_line_is_skipped() {
 #[test]
 fn hosts() {
     assert!(matches!(parse(b"GET / HTTP/1.1\r\nA: b\r\n\r\n").unwrap_err(), HeadError::Host(_)));
+    assert!(matches!(parse(b"GET http://a/ HTTP/1.1\r\nA: b\r\n\r\n").unwrap_err(), HeadError::Host(_)));
     assert!(parse(b"GET / HTTP/1.0\r\nA: b\r\n\r\n").unwrap().authority.is_none());
     for lines in ["Host: b", "Host: a.example", "Host: a.example,b"] {
         assert!(matches!(with(lines), Some(HeadError::Host(_))), "{lines}");
@@ -267,7 +268,12 @@ fn expectations() {
     let expects = |lines: &str| parse(format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\n").as_bytes()).unwrap().expects_continue;
     assert!(expects("Expect: 100-Continue\r\nContent-Length: 1") && expects("Expect: 100-continue\r\nTransfer-Encoding: chunked"));
     assert!(!expects("Expect: 100-continue") && !expects("Content-Length: 1"));
-    assert!(!parse(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").unwrap().expects_continue);
+    let old = parse(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").unwrap();
+    assert!(!old.expects_continue && !old.headers.contains_key(header::EXPECT));
+    for lines in ["Expect: y 100-continue", "Expect: 100-continue\r\nExpect: 100-continue"] {
+        let old = format!("POST / HTTP/1.0\r\n{lines}\r\nContent-Length: 1\r\n\r\n");
+        assert_eq!(parse(old.as_bytes()).unwrap_err(), HeadError::Expectation);
+    }
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Leaf {
             not_before: time(validity.not_before.timestamp()),
             not_after: time(validity.not_after.timestamp()),
             issuer: issuer_name.map_or_else(|| issuer.to_string(), str::to_owned),
-            serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect(),
+            serial: significant(certificate.raw_serial()).iter().map(|byte| format!("{byte:02X}")).collect(),
         })
     }
 
@@ -101,6 +101,14 @@ fn time(seconds: i64) -> SystemTime {
         SystemTime::UNIX_EPOCH.checked_add(distance)
     };
     moved.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Without the byte that DER puts before a number whose first bit is set.
+fn significant(serial: &[u8]) -> &[u8] {
+    match serial {
+        [0, rest @ ..] if !rest.is_empty() => rest,
+        _ => serial,
+    }
 }
 
 #[cfg(test)]

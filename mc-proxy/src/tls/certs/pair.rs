@@ -95,7 +95,7 @@ impl Pair {
         Ok(Self {
             certified: Arc::new(certified),
             leaf,
-            is_key_exposed: key_meta.mode() & 0o007 != 0,
+            is_key_exposed: key_meta.mode() & 0o004 != 0,
             stamps: [&cert_meta, &key_meta].map(|meta| Some(Stamp::from(meta))),
         })
     }

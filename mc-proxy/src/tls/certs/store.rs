@@ -104,11 +104,6 @@ impl Certificate {
     pub fn config(&self) -> Option<Arc<ServerConfig>> {
         self.current.load_full()
     }
-
-    /// Where it comes from.
-    pub fn files(&self) -> &CertFiles {
-        &self.files
-    }
 }
 
 /// Not of the configuration, which has the key.
