@@ -11,10 +11,10 @@
 mod drain;
 mod inherited;
 mod notify;
+mod sockets;
 mod takeover;
 
 use std::{
-    collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     io,
     path::Path,
@@ -35,14 +35,14 @@ use self::{
 };
 use crate::{
     admin::{self, AdminSocket},
-    config::{self, Config, Grpc, Loaded, OnExit},
+    config::{self, Config, Loaded, OnExit},
     conn::{Counters, Edge, Listening},
     control::{self, Bans, Control, Countries, Owned, moment},
     desired::{Desired, Listener},
     exit::Exit,
     firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
     net::{
-        listener::{self, Bound},
+        listener::Bound,
         memory::Budget,
         relay::{Drain, Kernel, Splice, Splicing},
         resolve::Resolver,
@@ -138,16 +138,6 @@ impl Signals {
     }
 }
 
-/// The listeners' ports, and whether the kernel limits the rate of new connections to them. Behind PROXY protocol they are
-/// the proxy's, and user space limits its clients; so it does for other listeners on such a port.
-fn listener_ports(listeners: &[Listener], has_limit: bool) -> BTreeMap<u16, bool> {
-    let mut ports = BTreeMap::new();
-    for listener in listeners {
-        *ports.entry(listener.addr.socket().port()).or_insert(has_limit) &= listener.proxy.is_none();
-    }
-    ports
-}
-
 /// Everything that runs, from the moment that connections are accepted.
 struct Running {
     config: Config,
@@ -178,15 +168,15 @@ impl Running {
         let certificates = open_certificates(&desired.listeners, is_empty)?;
         check_transparent(&desired.listeners, config.proxy.transparent_mark)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
-        let bound = bind(&desired.listeners, &config.seed.listeners, workers, &mut inherited)?;
-        let sockets = duplicate(&desired.listeners, &bound)
+        let bound = sockets::bind(&desired.listeners, &config.seed.listeners, workers, &mut inherited)?;
+        let sockets = sockets::duplicate(&desired.listeners, &bound)
             .map_err(|error| Failure::because(Exit::Failure, "duplicating the listening sockets", &error))?;
         let forgotten = inherited.close();
-        let doorbell = bind_doorbell(&config.database);
-        let admin = config.grpc.as_ref().map(bind_admin).transpose()?;
+        let doorbell = sockets::doorbell(&config.database);
+        let admin = config.grpc.as_ref().map(sockets::admin).transpose()?;
 
         let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
-        let ports = listener_ports(&desired.listeners, config.firewall.rate_limit.is_some());
+        let ports = sockets::ports(&desired.listeners, config.firewall.rate_limit.is_some());
         let parameters = xdp::Parameters { ports, rate: limit, seed: RandomState::new().hash_one(0) };
         let mut plane = xdp::open(&config.xdp, parameters).map_err(|error| plane_failure(&error))?;
         // What no rule but the rate limit drops is counted for number 0. The other groups of bans have theirs from the
@@ -483,63 +473,6 @@ async fn rung(doorbell: Option<&Doorbell>) -> Successor {
     }
 }
 
-fn bind_doorbell(database: &Path) -> Option<Doorbell> {
-    let path = takeover::path(database);
-    match Doorbell::bind(path.clone()) {
-        Ok(doorbell) => Some(doorbell),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "no other daemon can take over from this one");
-            None
-        }
-    }
-}
-
-/// Every listening socket once more, to be kept for the next daemon.
-fn duplicate(listeners: &[Listener], bound: &[Vec<Bound>]) -> io::Result<Vec<Named>> {
-    let each =
-        listeners.iter().zip(bound).flat_map(|(listener, sockets)| sockets.iter().map(move |bound| (listener, bound)));
-    each.map(|(listener, bound)| Ok(Named { name: inherited::name(&listener.addr), fd: bound.duplicate()? })).collect()
-}
-
-/// Sockets for every listener: a vector of `workers` of them each, or of more that were inherited.
-fn bind(
-    listeners: &[Listener],
-    in_file: &[Listener],
-    workers: usize,
-    inherited: &mut Inherited,
-) -> Result<Vec<Vec<Bound>>, Failure> {
-    let bind_one = |listener: &Listener| {
-        let inherited = inherited.take(&listener.addr);
-        if !inherited.is_empty() {
-            let (listener, sockets) = (&listener.addr, inherited.len());
-            tracing::info!(%listener, sockets, "listening sockets were inherited");
-        }
-        listener::bind(&listener.addr, workers, inherited).map_err(|error| {
-            let port = listener.addr.socket().port();
-            let (exit, remedy) = if error.kind() == io::ErrorKind::AddrInUse {
-                (Exit::Failure, format!("address already in use; `ss -tlnp | grep ':{port}'` shows by whom"))
-            } else if error.kind() == io::ErrorKind::PermissionDenied {
-                let remedy = "ports below 1024 need CAP_NET_BIND_SERVICE, which the unit file grants";
-                (Exit::NoPermission, format!("{error}; {remedy}"))
-            } else {
-                (Exit::Failure, error.to_string())
-            };
-            let origin = if in_file.iter().any(|known| known.addr == listener.addr) {
-                ""
-            } else {
-                "; it comes from the database, which wins over the file: to start from the file, take a snapshot and \
-                 move the database away"
-            };
-            Failure::new(exit, format!("listener {}: {remedy}{origin}", listener.addr))
-        })
-    };
-    listeners.iter().map(bind_one).collect()
-}
-
-fn bind_admin(grpc: &Grpc) -> Result<AdminSocket, Failure> {
-    AdminSocket::bind(grpc).map_err(|error| Failure::because(Exit::Failure, "the admin API", &error))
-}
-
 /// Gives each worker one socket of every listener, and of those that have more than there are workers, its share.
 fn start_workers(
     workers: usize,
@@ -595,27 +528,5 @@ impl Failure {
 
     fn because(exit: Exit, what: impl std::fmt::Display, cause: &dyn std::error::Error) -> Self {
         Self { exit, message: format!("{what}: {}", describe(cause)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::desired::AcceptProxy;
-
-    #[test]
-    fn the_kernel_does_not_limit_proxies() {
-        let listener = |addr: &str| Listener::new(addr.parse().unwrap());
-        let behind = |addr: &str| Listener { proxy: Some(AcceptProxy::default()), ..listener(addr) };
-        let listeners = [
-            listener(":443"),
-            behind("10.0.0.1:444"),
-            listener("10.0.0.2:444"),
-            listener("10.0.0.2:445"),
-            behind(":446"),
-        ];
-        let ports = [(443, true), (444, false), (445, true), (446, false)];
-        assert_eq!(listener_ports(&listeners, true), BTreeMap::from(ports));
-        assert!(listener_ports(&listeners, false).values().all(|is_limited| !is_limited));
     }
 }
