@@ -319,13 +319,14 @@ impl Running {
         drop(self.sockets);
         let tally = Tally::begin(&self.edge, &self.listening);
         let (workers, shutdown) = (self.workers, &self.shutdown);
-        let (control, control_thread) = (self.control, self.control_thread);
+        let (control, control_thread, is_released) =
+            (self.control, self.control_thread, matches!(ending, Ending::Takeover(_)));
         let stop_control = async move {
             admin_stop.cancel();
             if let Some(admin) = admin {
                 drop(admin.await);
             }
-            let stopped = control.stop().await;
+            let stopped = if is_released { control.release().await } else { control.stop().await };
             drop(control_thread.join());
             stopped
         };

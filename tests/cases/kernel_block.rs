@@ -216,6 +216,38 @@ fn a_restart_keeps_the_firewall_and_on_exit_detach_removes_it() -> Result<()> {
 }
 
 #[test]
+fn on_exit_detach_goes_on_dropping_across_a_takeover() -> Result<()> {
+    let test = "on_exit_detach_goes_on_dropping_across_a_takeover";
+    let Some(site) = Site::for_test(test, "host", "")? else { return Ok(()) };
+    site.configure_xdp("host", "on_exit = \"detach\"\n")?;
+    let inbox = site.probe()?;
+    let attacker = &site.net.attacker;
+    let mut daemon = site.edge.start()?;
+    let flood = Flood::udp(&attacker.namespace, site.v4(PROBE_PORT));
+    until("the flood at the edge", SOON, || Ok(drain(&inbox)? > 0))?;
+    site.edge.admin()?.block(&attacker.v4.to_string())?;
+    // What had passed the program before the rule was there may still be queued.
+    pass(Duration::from_millis(200));
+    drain(&inbox)?;
+
+    let before = flood.sent();
+    for round in 0..3 {
+        let successor = site.edge.take_over()?;
+        let status = daemon.wait(SOON)?;
+        ensure!(status.success(), "{status}");
+        ensure!(drain(&inbox)? == 0, "round {round}: packets of a blocked source arrived");
+        let kernel = site.edge.admin()?.status()?.kernel.context("no kernel plane")?;
+        ensure!(kernel.active && kernel.interfaces[0].adopted, "round {round}: {kernel:?}");
+        daemon = successor;
+    }
+    let sent = flood.sent() - before;
+    ensure!(sent > 1_000, "a flood of {sent} packets is none");
+    daemon.stop()?;
+    until("the flood at the edge again", SOON, || Ok(drain(&inbox)? > 0))?;
+    flood.stop()
+}
+
+#[test]
 fn a_syn_flood_is_counted_in_the_kernel_and_does_not_disturb_others() -> Result<()> {
     let test = "a_syn_flood_is_counted_in_the_kernel_and_does_not_disturb_others";
     let Some(site) = Site::for_test(test, "listeners", "")? else { return Ok(()) };

@@ -156,6 +156,7 @@ pub(crate) enum Command {
     ReloadCertificates(Reply<certs::Reloaded>),
     Firewall(FirewallCommand),
     Stop(Reply<()>),
+    Release(Reply<()>),
 }
 
 impl Command {
@@ -175,7 +176,8 @@ impl Command {
             | Self::AddPolicy(_, _, _, reply)
             | Self::RemovePolicy(_, _, _, reply)
             | Self::SetMaxConnections(_, _, reply)
-            | Self::Stop(reply) => reply.is_closed(),
+            | Self::Stop(reply)
+            | Self::Release(reply) => reply.is_closed(),
         }
     }
 }
@@ -304,6 +306,15 @@ impl Control {
     /// When the kernel plane could not be removed.
     pub async fn stop(&self) -> Result<(), ControlError> {
         self.call(Command::Stop).await
+    }
+
+    /// Ends the thread for the sake of another daemon: what is in force stays so, whatever `xdp.on_exit` says, and the
+    /// database is closed.
+    ///
+    /// # Errors
+    /// [`ControlError::Stopping`].
+    pub async fn release(&self) -> Result<(), ControlError> {
+        self.call(Command::Release).await
     }
 
     async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ControlError> {

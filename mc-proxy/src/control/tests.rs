@@ -62,3 +62,16 @@ async fn routes_are_published_as_a_whole_and_stored() {
     let routes = bench.control.routes(listener()).await.unwrap().routes;
     assert_eq!(routes, [route("*.example", "10.0.0.2:443")]);
 }
+
+#[tokio::test]
+async fn a_release_leaves_the_kernel_plane_and_frees_the_database() {
+    let bench = Bench::new();
+    let _other = bench.control.clone();
+    bench.control.release().await.unwrap();
+    assert!(!bench.plane.is_shut_down());
+    crate::store::Store::open(&bench.database).unwrap();
+
+    let bench = Bench::new();
+    bench.control.stop().await.unwrap();
+    assert!(bench.plane.is_shut_down());
+}

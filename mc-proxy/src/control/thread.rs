@@ -122,6 +122,13 @@ impl Thread {
                     answer(reply, self.stop());
                     return;
                 }
+                Event::Command(Some(Command::Release(reply))) => {
+                    self.store_bans();
+                    // Database and pins are free when the answer is there.
+                    drop(self);
+                    answer(reply, Ok(()));
+                    return;
+                }
                 Event::Command(Some(command)) => self.work_off(command),
                 Event::Command(None) => {
                     if let Err(error) = self.stop() {
@@ -166,7 +173,7 @@ impl Thread {
             Command::Certificates(reply) => answer(reply, Ok(self.certificates())),
             Command::ReloadCertificates(reply) => answer(reply, Ok(self.reload_certificates())),
             Command::Firewall(command) => self.firewall(command),
-            Command::Stop(reply) => answer(reply, Err(ControlError::Stopping)),
+            Command::Stop(reply) | Command::Release(reply) => answer(reply, Err(ControlError::Stopping)),
         }
     }
 

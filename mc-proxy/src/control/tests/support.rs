@@ -7,7 +7,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{
-            AtomicU32, AtomicU64,
+            AtomicBool, AtomicU32, AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -49,6 +49,7 @@ pub(super) struct Switches {
     failing_commits: AtomicU32,
     committed: AtomicU64,
     prepared: AtomicU64,
+    is_shut_down: AtomicBool,
     /// Run with the next commit, before it.
     before_commit: Mutex<Option<Hook>>,
 }
@@ -67,6 +68,10 @@ impl Switches {
     /// Generations that were put in force.
     pub(super) fn committed(&self) -> u64 {
         self.committed.load(SeqCst)
+    }
+
+    pub(super) fn is_shut_down(&self) -> bool {
+        self.is_shut_down.load(SeqCst)
     }
 
     pub(super) fn before_commit(&self, hook: impl FnOnce() + Send + 'static) {
@@ -123,6 +128,7 @@ impl Dataplane for Plane {
     }
 
     fn shutdown(&mut self) -> Result<(), PlaneError> {
+        self.0.is_shut_down.store(true, SeqCst);
         Ok(())
     }
 }
