@@ -5,17 +5,20 @@
 //!
 //! ```text
 //! configuration -> log -> signal handlers -> database (migrate, seed, load) -> GeoIP -> bind -> kernel plane
-//!   -> control thread -> workers -> admin API -> READY=1 -> signals -> drain -> kernel plane kept or detached
+//!   -> control thread -> workers -> (takeover: the other daemon goes) -> admin API -> READY=1 -> signals
+//!   -> drain -> kernel plane kept or detached
 //! ```
 
+mod control_plane;
 mod drain;
+mod hand_over;
 mod inherited;
 mod notify;
+mod rehearsal;
 mod sockets;
 mod takeover;
 
 use std::{
-    hash::{BuildHasher, RandomState},
     io,
     path::Path,
     pin::pin,
@@ -28,19 +31,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    control_plane::{ControlPlane, Doors, Enforced, ban_groups},
     drain::{Tally, drain},
+    hand_over::HandOver,
     inherited::Inherited,
     notify::{Named, Notifier},
-    takeover::{Doorbell, Successor},
+    takeover::{Predecessor, Successor, TooLate},
 };
 use crate::{
-    admin::{self, AdminSocket},
     config::{self, Config, Loaded, OnExit},
     conn::{Counters, Edge, Listening},
-    control::{self, Bans, Control, Countries, Owned, moment},
+    control::{self, Bans, Countries, Owned},
     desired::{Desired, Listener},
     exit::Exit,
-    firewall::{Engine, EngineConfig, EngineError, Firewall, GroupIds, OffenceKind, Rule, Subject},
+    firewall::{Firewall, Rule, Subject},
     net::{
         listener::Bound,
         memory::Budget,
@@ -52,7 +56,6 @@ use crate::{
     telemetry::{describe, log},
     tls::certs::{Certificates, Reloaded},
     worker::{Shutdown, Worker},
-    xdp::{self, Events, PlaneError},
 };
 
 /// Differences between file and database that are listed at start: a database of a million bans is one line.
@@ -102,16 +105,29 @@ pub fn run(config_path: &Path, start: Start) -> Result<(), Failure> {
         let _entered = runtime.enter();
         Signals::new().map_err(|error| Failure::because(Exit::Failure, "waiting for signals", &error))?
     };
-    let mut inherited = Inherited::from_env();
-    if start == Start::Takeover {
-        inherited = takeover::ask(&config.database)
-            .map_err(|error| Failure::because(Exit::Failure, "taking over from the daemon that runs", &error))?;
-    }
+    let place = match start {
+        Start::Fresh => None,
+        Start::Takeover => ask(&config)?,
+    };
+    let (inherited, predecessor) = match place {
+        Some((inherited, predecessor)) => (inherited, Some(predecessor)),
+        None => (Inherited::from_env(), None),
+    };
     let running = {
         let _entered = runtime.enter();
         Running::start(config, inherited)?
     };
-    runtime.block_on(running.serve(signals))
+    runtime.block_on(running.serve(signals, predecessor))
+}
+
+const TAKING_OVER: &str = "taking over from the daemon that runs";
+
+/// Asks the daemon that runs for its place, if there is one and nothing speaks against it.
+fn ask(config: &Config) -> Result<Option<(Inherited, Predecessor)>, Failure> {
+    if takeover::path(&config.database).exists() {
+        rehearsal::rehearse(config)?;
+    }
+    takeover::ask(&config.database).map_err(|error| Failure::because(Exit::Failure, TAKING_OVER, &error))
 }
 
 struct Signals {
@@ -141,29 +157,32 @@ impl Signals {
 /// Everything that runs, from the moment that connections are accepted.
 struct Running {
     config: Config,
-    control: Control,
-    control_thread: std::thread::JoinHandle<()>,
+    /// Absent between the two moments of a takeover.
+    control_plane: Option<ControlPlane>,
     workers: Vec<Worker>,
     shutdown: Shutdown,
-    admin: Option<AdminSocket>,
     edge: Arc<Edge>,
     listening: Vec<Arc<Listening>>,
-    events: Option<Events>,
     sockets: Vec<Named>,
     /// What the service manager is to keep no longer.
     forgotten: Vec<String>,
-    doorbell: Option<Doorbell>,
 }
 
 /// Why the daemon ends.
 enum Ending {
     Signal,
-    Takeover(Successor),
+    /// A successor has the place.
+    Replaced,
+    /// The daemon whose place was to be taken has kept it.
+    TooLate(TooLate),
 }
 
 impl Running {
     fn start(config: Config, mut inherited: Inherited) -> Result<Self, Failure> {
-        let Opened { mut store, desired, is_empty } = open_store(&config)?;
+        let Opened { mut store, desired, is_empty } = open_store(&config.database, &config.seed)?;
+        if !is_empty {
+            report_differences(&store.diff(&config.seed).map_err(store_failure)?);
+        }
         let geoip = open_geoip(&config, &desired.rules)?;
         let certificates = open_certificates(&desired.listeners, is_empty)?;
         check_transparent(&desired.listeners, config.proxy.transparent_mark)?;
@@ -172,55 +191,26 @@ impl Running {
         let sockets = sockets::duplicate(&desired.listeners, &bound)
             .map_err(|error| Failure::because(Exit::Failure, "duplicating the listening sockets", &error))?;
         let forgotten = inherited.close();
-        let doorbell = sockets::doorbell(&config.database);
-        let admin = config.grpc.as_ref().map(sockets::admin).transpose()?;
-
-        let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
-        let ports = sockets::ports(&desired.listeners, config.firewall.rate_limit.is_some());
-        let parameters = xdp::Parameters { ports, rate: limit, seed: RandomState::new().hash_one(0) };
-        let mut plane = xdp::open(&config.xdp, parameters).map_err(|error| plane_failure(&error))?;
-        // What no rule but the rate limit drops is counted for number 0. The other groups of bans have theirs from the
-        // beginning too: operators' groups must not leave bans without.
-        let mut groups = GroupIds::default();
-        groups.insert(OffenceKind::Rate.group(), 0);
-        let others = OffenceKind::ALL.into_iter().filter(|kind| *kind != OffenceKind::Rate);
-        for (id, kind) in (1..).zip(others) {
-            groups.insert(kind.group(), id);
-        }
-        let engine_config = EngineConfig {
-            is_host_scope: config.xdp.scope == config::Scope::Host,
-            bans_max: config.firewall.max_bans as usize,
-            groups,
-        };
-        let prefixes = geoip.as_ref().map(|countries| countries.prefixes_for(&desired.rules)).unwrap_or_default();
-        let engine = Engine::new(desired.rules.iter().copied(), prefixes, engine_config, &mut *plane, moment())
-            .map_err(|error| engine_failure(&error))?;
-
-        let kernel = plane.status();
-        if !kernel.is_active && !config.xdp.interfaces.is_empty() {
-            tracing::warn!(why = kernel.detail, "rules are enforced in user space only");
-        }
-
+        let doors = Doors::open(&config)?;
+        let Enforced { plane, engine } = control_plane::enforce(&config, &desired, geoip.as_ref(), ban_groups())?;
         if is_empty {
             store.seed(&desired).map_err(store_failure)?;
         }
-        let firewall = Firewall::new(engine.memory(), limit);
-        firewall.limiter.set_second(kernel.is_active);
+
+        let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
         let (bans, offences) = Bans::new(config.firewall.auto_ban);
-        let drops = control::drops();
         let edge = Arc::new(Edge {
-            firewall,
+            firewall: Firewall::new(engine.memory(), limit),
             resolver: Resolver::default(),
             counters: Counters::default(),
             offences,
-            drops: drops.clone(),
+            drops: control::drops(),
             proxy: config.proxy,
             splicing: splicing(config.proxy.splice),
             memory: Budget::new(config.proxy.memory_limit),
         });
-        let running = |listener| Arc::new(Listening::with_certificates(listener, &certificates));
+let running = |listener| Arc::new(Listening::with_certificates(listener, &certificates));
         let listening: Vec<_> = desired.listeners.iter().map(running).collect();
-        let events = plane.events();
         let owned = Owned {
             store,
             plane,
@@ -234,8 +224,7 @@ impl Running {
             certificates,
             bans,
         };
-        let (control, control_thread) = control::start(owned, drops)
-            .map_err(|error| Failure::because(Exit::Failure, "starting the control thread", &error))?;
+        let control_plane = ControlPlane::start(owned, doors)?;
 
         let quiet = config.proxy.shutdown_timeout / QUIET_SHARE;
         let shutdown = Shutdown {
@@ -245,113 +234,93 @@ impl Running {
         };
         let workers = start_workers(workers, &edge, &listening, bound, &shutdown)
             .map_err(|error| Failure::because(Exit::Failure, "starting the workers", &error))?;
-        Ok(Self {
-            config,
-            control,
-            control_thread,
-            workers,
-            shutdown,
-            admin,
-            edge,
-            listening,
-            events,
-            sockets,
-            forgotten,
-            doorbell,
-        })
+        let control_plane = Some(control_plane);
+        Ok(Self { config, control_plane, workers, shutdown, edge, listening, sockets, forgotten })
     }
 
-    async fn serve(self, mut signals: Signals) -> Result<(), Failure> {
-        let admin_stop = CancellationToken::new();
-        let admin = self.admin.map(|socket| {
-            let serving =
-                admin::serve(socket, self.control.clone(), self.shutdown.drain.token().clone(), admin_stop.clone());
-            tokio::task::spawn(async move {
-                if let Err(error) = serving.await {
-                    tracing::error!(error = describe(&error), "the admin API has ended");
-                }
-            })
-        });
-        if let Some(events) = self.events {
-            tokio::task::spawn(control::tell_drops(
-                events.clone(),
-                self.control.drops().clone(),
-                Arc::clone(&self.edge),
-            ));
-            if self.config.firewall.auto_ban.is_some() {
-                tokio::task::spawn(control::report_violations(events, Arc::clone(&self.edge)));
+    async fn serve(mut self, mut signals: Signals, predecessor: Option<Predecessor>) -> Result<(), Failure> {
+        let mut notifier = Notifier::from_env();
+        let ending = match predecessor.map_or(Ok(()), Predecessor::confirm) {
+            Ok(()) => {
+                self.open(&mut notifier);
+                self.ending(&mut signals, &mut notifier).await
+            }
+            Err(late) => Ending::TooLate(late),
+        };
+        let patience = self.config.proxy.shutdown_timeout;
+        tracing::info!(timeout = ?patience, "shutting down, draining connections");
+        notifier.stopping(patience);
+        if let Some(control_plane) = &mut self.control_plane {
+            control_plane.close_doorbell();
+        }
+        // What is not kept by somebody else is to be closed when the workers close theirs.
+        drop(self.sockets);
+        let tally = Tally::begin(&self.edge, &self.listening);
+        if !matches!(ending, Ending::Signal) {
+            self.shutdown.leaves_queues.store(true, Relaxed);
+        }
+        // The other daemon waits for it.
+        if let Ending::TooLate(_) = ending
+            && let Some(control_plane) = self.control_plane.take()
+        {
+            drop(control_plane.release().await);
+        }
+        drain(self.workers, &self.shutdown, patience, tally, &mut signals).await;
+        let stopped = match self.control_plane {
+            Some(control_plane) => control_plane.stop().await,
+            None => Ok(()),
+        };
+        match self.config.xdp.on_exit {
+            OnExit::Detach if matches!(ending, Ending::Signal) => tracing::info!("mc-proxy has stopped"),
+            OnExit::Keep | OnExit::Detach => {
+                tracing::info!("mc-proxy has stopped; what the kernel drops, it goes on dropping");
             }
         }
-        let mut notifier = Notifier::from_env();
+        if let Ending::TooLate(error) = ending {
+            return Err(Failure::because(Exit::Failure, TAKING_OVER, &error));
+        }
+        stopped.map_err(|error| Failure::because(Exit::Failure, "stopping", &error))
+    }
+
+    /// From now on the place is this daemon's.
+    fn open(&mut self, notifier: &mut Notifier) {
+        if let Some(control_plane) = &mut self.control_plane {
+            control_plane.serve(&self.config, &self.edge, &self.shutdown);
+        }
         for name in &self.forgotten {
             notifier.forget(name);
         }
         self.shutdown.leaves_queues.store(notifier.store(&self.sockets), Relaxed);
         notifier.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), workers = self.workers.len(), "mc-proxy is ready");
+    }
 
-        let ending = {
-            // One question for all turns of the loop: a successor that has rung may still be telling who it is.
-            let mut ringing = pin!(rung(self.doorbell.as_ref()));
-            loop {
-                tokio::select! {
-                    _ = signals.terminate.recv() => break Ending::Signal,
-                    _ = signals.interrupt.recv() => break Ending::Signal,
-                    successor = &mut ringing => match successor.pass(&self.sockets) {
-                        Ok(()) => break Ending::Takeover(successor),
-                        Err(error) => {
-                            tracing::error!(%error, "a successor has gone before it had the listening sockets");
-                            ringing.set(rung(self.doorbell.as_ref()));
-                        }
-                    },
-                    _ = signals.hangup.recv() => reload(&self.control, &mut notifier).await,
-                    () = notifier.watch(&self.workers, &self.control_thread) => {}
-                }
+    /// Serves until there is a reason to end.
+    async fn ending(&mut self, signals: &mut Signals, notifier: &mut Notifier) -> Ending {
+        loop {
+            let Some(successor) = self.successor(signals, notifier).await else { return Ending::Signal };
+            match self.hand_over(successor, signals, notifier).await {
+                HandOver::Done => return Ending::Replaced,
+                HandOver::Failed => {}
+                HandOver::Signal => return Ending::Signal,
             }
-        };
-        let patience = self.config.proxy.shutdown_timeout;
-        tracing::info!(timeout = ?patience, "shutting down, draining connections");
-        notifier.stopping(patience);
-        if let Some(doorbell) = self.doorbell {
-            doorbell.remove();
         }
-        // What is not kept by somebody else is to be closed when the workers close theirs.
-        drop(self.sockets);
-        let tally = Tally::begin(&self.edge, &self.listening);
-        let (workers, shutdown) = (self.workers, &self.shutdown);
-        let (control, control_thread, is_released) =
-            (self.control, self.control_thread, matches!(ending, Ending::Takeover(_)));
-        let stop_control = async move {
-            admin_stop.cancel();
-            if let Some(admin) = admin {
-                drop(admin.await);
+    }
+
+    /// Serves until a successor asks, or a signal comes: `None`.
+    async fn successor(&self, signals: &mut Signals, notifier: &mut Notifier) -> Option<Successor> {
+        let control_plane = self.control_plane.as_ref();
+        // One question for all turns of the loop: a successor that has rung may still be telling who it is.
+        let mut ringing = pin!(ControlPlane::rung(control_plane));
+        loop {
+            tokio::select! {
+                _ = signals.terminate.recv() => return None,
+                _ = signals.interrupt.recv() => return None,
+                successor = &mut ringing => return Some(successor),
+                _ = signals.hangup.recv() => reload(control_plane, notifier).await,
+                () = notifier.watch(&self.workers, control_plane.map(ControlPlane::thread)) => {}
             }
-            let stopped = if is_released { control.release().await } else { control.stop().await };
-            drop(control_thread.join());
-            stopped
-        };
-        let stopped = match ending {
-            Ending::Signal => {
-                drain(workers, shutdown, patience, tally, &mut signals).await;
-                stop_control.await
-            }
-            Ending::Takeover(successor) => {
-                tracing::info!("another daemon takes over");
-                shutdown.leaves_queues.store(true, Relaxed);
-                shutdown.drain.begin();
-                let stopped = stop_control.await;
-                if let Err(error) = successor.release() {
-                    tracing::error!(%error, "the successor has gone, and nobody accepts connections");
-                }
-                drain(workers, shutdown, patience, tally, &mut signals).await;
-                stopped
-            }
-        };
-        match self.config.xdp.on_exit {
-            OnExit::Keep => tracing::info!("mc-proxy has stopped; what the kernel drops, it goes on dropping"),
-            OnExit::Detach => tracing::info!("mc-proxy has stopped"),
         }
-        stopped.map_err(|error| Failure::because(Exit::Failure, "stopping", &error))
     }
 }
 
@@ -364,15 +333,12 @@ struct Opened {
     is_empty: bool,
 }
 
-fn open_store(config: &Config) -> Result<Opened, Failure> {
-    let store = Store::open(&config.database).map_err(store_failure)?;
+fn open_store(path: &Path, seed: &Desired) -> Result<Opened, Failure> {
+    let store = Store::open(path).map_err(store_failure)?;
     let is_empty = store.is_empty().map_err(store_failure)?;
-    let desired = if is_empty { config.seed.clone() } else { load(&store).map_err(store_failure)? };
+    let desired = if is_empty { seed.clone() } else { load(&store).map_err(store_failure)? };
     if desired.listeners.is_empty() {
         return Err(Failure::new(Exit::Config, "there is no listener; add a [[listeners]] table with an addr"));
-    }
-    if !is_empty {
-        report_differences(&store.diff(&config.seed).map_err(store_failure)?);
     }
     Ok(Opened { store, desired, is_empty })
 }
@@ -427,18 +393,6 @@ fn open_certificates(listeners: &[Listener], is_first: bool) -> Result<Certifica
     Ok(certificates)
 }
 
-fn plane_failure(error: &PlaneError) -> Failure {
-    let exit = if error.is_privilege() { Exit::NoPermission } else { Exit::Failure };
-    Failure::because(exit, "xdp.required is set, and the kernel plane cannot be had", error)
-}
-
-fn engine_failure(error: &EngineError) -> Failure {
-    if let EngineError::Prepare(plane) | EngineError::Commit(plane) = error {
-        return plane_failure(plane);
-    }
-    Failure::because(Exit::Failure, "putting the firewall rules in force", error)
-}
-
 /// Without rights for the kernel's part, pairs are carried in user space, which is said once.
 fn splicing(mode: Splice) -> Splicing {
     let kernel = Kernel::load().map_err(|error| {
@@ -466,14 +420,6 @@ fn check_transparent(listeners: &[Listener], mark: u32) -> Result<(), Failure> {
     })
 }
 
-/// Waits for a successor.
-async fn rung(doorbell: Option<&Doorbell>) -> Successor {
-    match doorbell {
-        Some(doorbell) => doorbell.rung().await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Gives each worker one socket of every listener, and of those that have more than there are workers, its share.
 fn start_workers(
     workers: usize,
@@ -495,10 +441,11 @@ fn start_workers(
         .collect()
 }
 
-async fn reload(control: &Control, notifier: &mut Notifier) {
+async fn reload(control_plane: Option<&ControlPlane>, notifier: &mut Notifier) {
+    let Some(control_plane) = control_plane else { return };
     tracing::info!("received SIGHUP, reloading GeoIP database");
     notifier.reloading();
-    match control.reload_geoip().await {
+    match control_plane.control().reload_geoip().await {
         Ok(true) => {}
         Ok(false) => tracing::info!("there is no firewall.geoip_db to reload; the configuration is read at start only"),
         Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old GeoIP database stays"),

@@ -240,6 +240,11 @@ fn on_exit_detach_goes_on_dropping_across_a_takeover() -> Result<()> {
         ensure!(kernel.active && kernel.interfaces[0].adopted, "round {round}: {kernel:?}");
         daemon = successor;
     }
+    drop(site.edge.ask_for_place()?);
+    daemon.log().wait_for(&["everything has been taken back"], SOON)?;
+    ensure!(drain(&inbox)? == 0, "packets of a blocked source arrived while nobody took over");
+    let kernel = site.edge.admin()?.status()?.kernel.context("no kernel plane")?;
+    ensure!(kernel.active && kernel.interfaces[0].adopted, "{kernel:?}");
     let sent = flood.sent() - before;
     ensure!(sent > 1_000, "a flood of {sent} packets is none");
     daemon.stop()?;

@@ -228,6 +228,84 @@ fn a_successor_takes_over_and_refuses_nobody() -> Result<()> {
     Ok(())
 }
 
+/// The daemon serves, and takes changes.
+fn is_whole(edge: &Installation, load: &Load, rule: &str) -> Result<()> {
+    load.runs(100)?;
+    until("the admin API", SOON, || Ok(edge.admin().is_ok_and(|admin| admin.block(rule).is_ok())))?;
+    edge.admin()?.unblock(rule)
+}
+
+#[test]
+fn a_successor_that_fails_leaves_the_place_to_the_daemon_that_runs() -> Result<()> {
+    let _alone = alone();
+    let (app, _) = Backend::named("app")?;
+    let proxy = loopback();
+    let body = body(proxy, &[("app.example.com", app.addr())], "20s");
+    let edge = Installation::new(&body)?;
+    let daemon = edge.start()?;
+    let taken_back = |count: usize| {
+        until("everything to be taken back", SOON, || {
+            Ok(daemon.log().matching(&["everything has been taken back"]).len() == count)
+        })
+    };
+    edge.admin()?.block("203.0.113.1")?;
+    let load = Load::start(proxy);
+
+    // Wrong configuration, or a database that this version cannot read, is found before anything is asked for.
+    edge.configure("[proxy]\nshutdown_timeout = \"soon\"\n")?;
+    ensure!(edge.take_over_and_fail()?.status.code() == Some(78));
+    edge.configure(&body)?;
+    let database = rusqlite::Connection::open(edge.database())?;
+    database.execute("UPDATE routes SET hostname = 'not a name'", [])?;
+    ensure!(edge.take_over_and_fail()?.status.code() == Some(1));
+    database.execute("UPDATE routes SET hostname = 'app.example.com'", [])?;
+    drop(database);
+    ensure!(daemon.log().matching(&["asks for the place"]).is_empty());
+    is_whole(&edge, &load, "203.0.113.2")?;
+
+    // Everything has been passed on when it fails.
+    edge.configure(&format!("{body}\n[xdp]\ninterfaces = [\"absent0\"]\nrequired = true\n"))?;
+    ensure!(!edge.take_over_and_fail()?.status.success());
+    taken_back(1)?;
+    edge.configure(&body)?;
+    is_whole(&edge, &load, "203.0.113.3")?;
+
+    // It hangs for a while: the daemon serves without database and admin API.
+    let stream = edge.ask_for_place()?;
+    ensure!(!edge.socket().exists());
+    load.runs(200)?;
+    drop(stream);
+    taken_back(2)?;
+    is_whole(&edge, &load, "203.0.113.4")?;
+
+    ensure!(edge.admin()?.rules()?.len() == 1);
+    let successor = edge.take_over()?;
+    load.runs(200)?;
+    load.ends_well()?;
+    ensure!(successor.log().matching(&["listening sockets were inherited"]).len() == 1);
+    ensure!(edge.admin()?.rules()?.len() == 1);
+    successor.stop()
+}
+
+#[test]
+fn a_successor_that_is_killed_leaves_the_place_to_the_daemon_that_runs() -> Result<()> {
+    let _alone = alone();
+    let (app, _) = Backend::named("app")?;
+    let proxy = loopback();
+    let edge = Installation::new(&body(proxy, &[("app.example.com", app.addr())], "20s"))?;
+    let daemon = edge.start()?;
+    let load = Load::start(proxy);
+    for round in 1..=5 {
+        let successor = edge.begin_take_over()?;
+        until("the successor to ask", SOON, || Ok(daemon.log().matching(&["asks for the place"]).len() == round))?;
+        successor.kill()?;
+        until("the daemon to go on", SOON, || Ok(daemon.log().matching(&["this daemon goes on"]).len() == round))?;
+        is_whole(&edge, &load, "203.0.113.1")?;
+    }
+    load.ends_well()?;
+    daemon.stop()
+}
+
 #[test]
 fn quiet_connections_are_told_and_a_line_sums_up() -> Result<()> {
     let echo = Backend::start(echo)?;

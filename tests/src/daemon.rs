@@ -2,10 +2,11 @@
 
 use std::{
     env, fs,
+    io::{Read as _, Write as _},
     net::IpAddr,
     os::unix::{
         fs::{PermissionsExt as _, chown},
-        net::UnixDatagram,
+        net::{UnixDatagram, UnixStream},
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -208,9 +209,38 @@ impl Installation {
         self.start_with(&["--takeover"])
     }
 
+    /// Starts another daemon that takes the place of the one that runs, and does not wait for it.
+    pub fn begin_take_over(&self) -> Result<Daemon> {
+        self.launch(self.server().arg("--takeover"))
+    }
+
+    /// Asks the daemon that runs for its place, as a successor that has got everything and does not serve yet: it has
+    /// failed when the connection is dropped.
+    pub fn ask_for_place(&self) -> Result<UnixStream> {
+        let mut stream = UnixStream::connect(self.directory.path().join("mc-proxy.db.takeover"))?;
+        stream.set_read_timeout(Some(wait::SOON))?;
+        stream.write_all(b"mc-proxy takeover 2\n")?;
+        // The descriptors are not asked for, so the kernel closes them.
+        let mut byte = [0];
+        while byte != *b"r" {
+            stream.read_exact(&mut byte).context("the daemon has not made room")?;
+        }
+        Ok(stream)
+    }
+
     /// Runs the daemon to its end: for starts that are to fail.
     pub fn start_and_fail(&self) -> Result<Output> {
+        self.fail_with(&[])
+    }
+
+    /// The same for one that is to take the place of another.
+    pub fn take_over_and_fail(&self) -> Result<Output> {
+        self.fail_with(&["--takeover"])
+    }
+
+    fn fail_with(&self, options: &[&str]) -> Result<Output> {
         let mut command = self.server();
+        command.args(options);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = self.spawn(&mut command)?;
         finish(child, START_LIMIT).context("a daemon that should not start")

@@ -25,7 +25,7 @@ pub use firewall::{
     GroupImport, GroupStatus, IMPORT_MAX, KernelAnswer, ListedRule, NewRule, Pending, Plane, RuleFilter, Verdict,
 };
 pub use rules::moment;
-pub use thread::{Owned, start};
+pub use thread::{Owned, Released, start};
 pub use upkeep::Countries;
 
 use std::time::{Duration, SystemTime};
@@ -156,7 +156,7 @@ pub(crate) enum Command {
     ReloadCertificates(Reply<certs::Reloaded>),
     Firewall(FirewallCommand),
     Stop(Reply<()>),
-    Release(Reply<()>),
+    Release(Reply<Released>),
 }
 
 impl Command {
@@ -170,14 +170,14 @@ impl Command {
             Self::ReloadGeoIp(reply) => reply.is_closed(),
             Self::Certificates(reply) => reply.is_closed(),
             Self::ReloadCertificates(reply) => reply.is_closed(),
+            Self::Release(reply) => reply.is_closed(),
             Self::Firewall(command) => command.is_abandoned(),
             Self::AddRoute(_, _, reply)
             | Self::RemoveRoute(_, _, reply)
             | Self::AddPolicy(_, _, _, reply)
             | Self::RemovePolicy(_, _, _, reply)
             | Self::SetMaxConnections(_, _, reply)
-            | Self::Stop(reply)
-            | Self::Release(reply) => reply.is_closed(),
+            | Self::Stop(reply) => reply.is_closed(),
         }
     }
 }
@@ -308,12 +308,12 @@ impl Control {
         self.call(Command::Stop).await
     }
 
-    /// Ends the thread for the sake of another daemon: what is in force stays so, whatever `xdp.on_exit` says, and the
-    /// database is closed.
+    /// Ends the thread for the sake of another daemon: what is in force stays so, whatever `xdp.on_exit` says, and
+    /// database and pins are free.
     ///
     /// # Errors
     /// [`ControlError::Stopping`].
-    pub async fn release(&self) -> Result<(), ControlError> {
+    pub async fn release(&self) -> Result<Released, ControlError> {
         self.call(Command::Release).await
     }
 

@@ -67,7 +67,8 @@ async fn routes_are_published_as_a_whole_and_stored() {
 async fn a_release_leaves_the_kernel_plane_and_frees_the_database() {
     let bench = Bench::new();
     let _other = bench.control.clone();
-    bench.control.release().await.unwrap();
+    let released = bench.control.release().await.unwrap();
+    assert_eq!(released.listeners, [listener()]);
     assert!(!bench.plane.is_shut_down());
     crate::store::Store::open(&bench.database).unwrap();
 

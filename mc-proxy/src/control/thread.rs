@@ -15,7 +15,7 @@ use super::{
 use crate::{
     conn::{Edge, Listening},
     desired::{L7Policy, Listener, Protocol, Route, RouteKey},
-    firewall::Engine,
+    firewall::{Engine, GroupIds},
     net::{memory, transparent},
     route::RouteTable,
     store::{self, Store, StoreError},
@@ -53,6 +53,19 @@ pub struct Owned {
     /// What the routes of the listeners terminate TLS with.
     pub certificates: Certificates,
     /// Who is banned for what connections report.
+    pub bans: Bans,
+}
+
+/// What the next thread of the same daemon needs of this one, beside the database.
+#[derive(Debug)]
+pub struct Released {
+    /// As the database has them.
+    pub listeners: Vec<Listener>,
+    /// Groups keep the numbers under which connections count them.
+    pub groups: GroupIds,
+    /// `firewall.geoip_db`.
+    pub geoip: Option<Countries>,
+    /// Where connections go on reporting.
     pub bans: Bans,
 }
 
@@ -123,10 +136,7 @@ impl Thread {
                     return;
                 }
                 Event::Command(Some(Command::Release(reply))) => {
-                    self.store_bans();
-                    // Database and pins are free when the answer is there.
-                    drop(self);
-                    answer(reply, Ok(()));
+                    answer(reply, Ok(self.release()));
                     return;
                 }
                 Event::Command(Some(command)) => self.work_off(command),
@@ -173,7 +183,8 @@ impl Thread {
             Command::Certificates(reply) => answer(reply, Ok(self.certificates())),
             Command::ReloadCertificates(reply) => answer(reply, Ok(self.reload_certificates())),
             Command::Firewall(command) => self.firewall(command),
-            Command::Stop(reply) | Command::Release(reply) => answer(reply, Err(ControlError::Stopping)),
+            Command::Stop(reply) => answer(reply, Err(ControlError::Stopping)),
+            Command::Release(reply) => answer(reply, Err(ControlError::Stopping)),
         }
     }
 
@@ -331,6 +342,13 @@ impl Thread {
             tracing::warn!(trouble, "something could not be put right; trying again");
             self.trouble = trouble;
         }
+    }
+
+    /// Database and plane are closed when it returns.
+    fn release(mut self) -> Released {
+        self.store_bans();
+        let Owned { engine, listeners, geoip, bans, .. } = self.owned;
+        Released { listeners, groups: engine.book().groups().clone(), geoip, bans }
     }
 
     fn stop(&mut self) -> Result<(), ControlError> {

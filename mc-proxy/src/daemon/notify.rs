@@ -97,19 +97,20 @@ impl Notifier {
         self.watchdog = None;
     }
 
-    /// Feeds the watchdog as long as every worker gets round to its tasks and the control thread is there. Returns after
-    /// each look; without a watchdog never.
-    pub(super) async fn watch(&mut self, workers: &[Worker], control: &JoinHandle<()>) {
+    /// Feeds the watchdog as long as every worker gets round to its tasks and the control thread, if there is to be one,
+    /// is there. Returns after each look; without a watchdog never.
+    pub(super) async fn watch(&mut self, workers: &[Worker], control: Option<&JoinHandle<()>>) {
         let Some(watchdog) = &mut self.watchdog else { return std::future::pending().await };
         sleep_until(watchdog.next).await;
         watchdog.next = Instant::now() + watchdog.period;
         let beats: Vec<u64> = workers.iter().map(Worker::beats).collect();
         let stuck = beats.iter().zip(&watchdog.beats).filter(|(now, before)| now == before).count();
         watchdog.beats = beats;
-        if stuck == 0 && !control.is_finished() {
+        let is_lost = control.is_some_and(JoinHandle::is_finished);
+        if stuck == 0 && !is_lost {
             notify(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!(stuck, control = !control.is_finished(), at = ?SystemTime::now(), "the watchdog is not fed");
+            tracing::error!(stuck, control = !is_lost, at = ?SystemTime::now(), "the watchdog is not fed");
         }
     }
 }

@@ -1,19 +1,26 @@
 //! One daemon takes the place of another that runs: `mc-proxy server --takeover`.
 //!
-//! The successor connects to a socket beside the database and asks. The daemon that runs stops accepting, gives up the
-//! admin socket and the database, and passes its listening sockets on. What comes meanwhile waits in their queues, which
-//! are the same sockets in both processes, for the successor to accept. The old daemon ends when its connections have.
+//! The successor connects to a socket beside the database and asks. It gets the listening sockets, and then what only one
+//! process may have: the admin socket, the database and the pins. The daemon that runs goes on accepting meanwhile; both
+//! processes have the same sockets and the same queues. Only when the successor accepts too, the daemon goes. A successor
+//! that is gone, or not there in time, changes nothing: the daemon takes back what it gave.
 //!
 //! ```text
 //! successor                              daemon
-//! "mc-proxy takeover 1\n"          ->
+//! "mc-proxy takeover 2\n"          ->
 //!                                  <-    listening sockets (SCM_RIGHTS), each batch with a byte "s"
-//!                                  <-    "r" once everything has been released, and the end
+//!                                  <-    "r": admin socket, database and pins are free
+//! starts; its workers accept
+//! "a"                              ->
+//!                                  <-    "g": it goes, or "l": too late, it takes everything back
 //! ```
+//!
+//! With "g" the place has changed hands. A successor that gets neither has been left alone by a daemon that has died or
+//! was told to stop, and stays.
 
 use std::{
     fs,
-    io::{self, IoSlice, IoSliceMut, Write as _},
+    io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     os::{
         fd::{AsFd as _, BorrowedFd},
@@ -32,22 +39,28 @@ use rustix::{
     process::geteuid,
 };
 use tokio::{
-    io::AsyncReadExt as _,
+    io::{AsyncReadExt as _, AsyncWriteExt as _, Interest},
     net::UnixListener,
     time::{sleep, timeout},
 };
 
 use super::{inherited::Inherited, notify::Named};
 
-const REQUEST: &[u8] = b"mc-proxy takeover 1\n";
+const REQUEST: &[u8] = b"mc-proxy takeover 2\n";
 const SOCKETS: u8 = b's';
 const RELEASED: u8 = b'r';
+const ACCEPTS: u8 = b'a';
+const GOES: u8 = b'g';
+const LATE: u8 = b'l';
 
 /// Descriptors in one message; the kernel takes 253.
 const BATCH: usize = 64;
 
 /// How long the other side may be silent. Until the database is released, what the control thread has begun is finished.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a successor may take from then until it accepts. A million rules and countries take some seconds.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A successor that has connected says what it wants at once.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(1);
@@ -61,7 +74,16 @@ pub(super) struct Doorbell {
 
 /// A successor that waits for the sockets.
 #[derive(Debug)]
-pub(super) struct Successor(UnixStream);
+pub(super) struct Successor(tokio::net::UnixStream);
+
+/// The daemon whose place is being taken.
+#[derive(Debug)]
+pub(super) struct Predecessor(UnixStream);
+
+/// The daemon that runs has not waited, and goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon that runs has not waited, and goes on")]
+pub(super) struct TooLate;
 
 /// Beside the database, since there is one daemon for each.
 pub(super) fn path(database: &Path) -> PathBuf {
@@ -122,9 +144,6 @@ impl Successor {
         if request != REQUEST {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not ask as a successor does"));
         }
-        let stream = stream.into_std()?;
-        stream.set_nonblocking(false)?;
-        stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self(stream))
     }
 
@@ -132,38 +151,99 @@ impl Successor {
     ///
     /// # Errors
     /// When the successor has gone.
-    pub(super) fn pass(&self, sockets: &[Named]) -> io::Result<()> {
+    pub(super) async fn pass(&self, sockets: &[Named]) -> io::Result<()> {
         for batch in sockets.chunks(BATCH) {
             let batch: Vec<BorrowedFd<'_>> = batch.iter().map(|named| named.fd.as_fd()).collect();
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !control.push(SendAncillaryMessage::ScmRights(&batch)) {
-                return Err(io::Error::other("the descriptors do not fit into a message"));
-            }
-            sendmsg(&self.0, &[IoSlice::new(&[SOCKETS])], &mut control, SendFlags::NOSIGNAL)?;
+            let send = || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if !control.push(SendAncillaryMessage::ScmRights(&batch)) {
+                    return Err(io::Error::other("the descriptors do not fit into a message"));
+                }
+                Ok(sendmsg(&self.0, &[IoSlice::new(&[SOCKETS])], &mut control, SendFlags::NOSIGNAL)?)
+            };
+            timeout(PATIENCE, self.0.async_io(Interest::WRITABLE, send)).await??;
         }
         Ok(())
     }
 
-    /// Tells that the database and the admin socket are free.
+    /// Tells that the admin socket, the database and the pins are free.
     ///
     /// # Errors
     /// When the successor has gone.
-    pub(super) fn release(mut self) -> io::Result<()> {
-        self.0.write_all(&[RELEASED])
+    pub(super) async fn release(&mut self) -> io::Result<()> {
+        self.say(RELEASED).await
+    }
+
+    /// Waits until the successor accepts connections.
+    ///
+    /// # Errors
+    /// When it has gone, or takes too long.
+    pub(super) async fn accepts(&mut self) -> io::Result<()> {
+        let mut byte = [0];
+        timeout(START_PATIENCE, self.0.read_exact(&mut byte)).await??;
+        match byte {
+            [ACCEPTS] => Ok(()),
+            [other] => Err(said(other)),
+        }
+    }
+
+    /// Leaves the place to the successor.
+    ///
+    /// # Errors
+    /// When the successor has gone; then the place has not changed hands.
+    pub(super) async fn go(mut self) -> io::Result<()> {
+        self.say(GOES).await
+    }
+
+    /// Sends the successor away, if it is still there.
+    pub(super) async fn send_away(mut self) {
+        if let Err(error) = self.say(LATE).await {
+            tracing::debug!(%error, "the successor has gone already");
+        }
+    }
+
+    async fn say(&mut self, byte: u8) -> io::Result<()> {
+        timeout(PATIENCE, self.0.write_all(&[byte])).await?
     }
 }
 
-/// Asks the daemon that runs on `database` for its place. Without one nothing is inherited.
+impl Predecessor {
+    /// Tells that connections are accepted, and waits for the other to go.
+    ///
+    /// # Errors
+    /// When the other goes on instead.
+    pub(super) fn confirm(mut self) -> Result<(), TooLate> {
+        // To one that has sent its answer already nothing can be said any more.
+        let said = self.0.write_all(&[ACCEPTS]);
+        let mut byte = [0];
+        match self.0.read_exact(&mut byte).map(|()| byte) {
+            Ok([GOES]) => {}
+            Ok([LATE]) => return Err(TooLate),
+            Ok([other]) => tracing::warn!(error = %self::said(other), "the daemon before has gone in disorder"),
+            Err(read) => {
+                let error = said.err().unwrap_or(read);
+                tracing::warn!(%error, "the daemon before has gone without an answer");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn said(byte: u8) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("it has said {byte:#04x}"))
+}
+
+/// Asks the daemon that runs on `database` for its place; `None` without one.
 ///
 /// # Errors
 /// When there is one and it does not give way.
-pub(super) fn ask(database: &Path) -> io::Result<Inherited> {
+pub(super) fn ask(database: &Path) -> io::Result<Option<(Inherited, Predecessor)>> {
     let mut stream = match UnixStream::connect(path(database)) {
         Ok(stream) => stream,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
             tracing::info!("there is no daemon to take over from");
-            return Ok(Inherited::default());
+            return Ok(None);
         }
         Err(error) => return Err(error),
     };
@@ -193,59 +273,11 @@ pub(super) fn ask(database: &Path) -> io::Result<Inherited> {
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it has ended before it gave way"));
             }
             [SOCKETS] => {}
-            [RELEASED] => return Ok(inherited),
-            [other] => {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has said {other:#04x}")));
-            }
+            [RELEASED] => return Ok(Some((inherited, Predecessor(stream)))),
+            [other] => return Err(said(other)),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{net::TcpListener, thread};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn sockets_change_hands() {
-        let directory = tempfile::tempdir().unwrap();
-        let database = directory.path().join("mc-proxy.db");
-        assert!(ask(&database).unwrap().close().is_empty(), "nobody is there");
-        fs::write(path(&database), "stale").unwrap();
-        let doorbell = Doorbell::bind(path(&database)).unwrap();
-        let listeners: Vec<_> = (0..BATCH + 6).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addrs: Vec<_> = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
-        let sockets: Vec<_> =
-            listeners.into_iter().map(|listener| Named { name: String::new(), fd: listener.into() }).collect();
-        // Who asks for something else is turned away, and does not keep others from asking.
-        UnixStream::connect(path(&database)).unwrap().write_all(b"mc-proxy takeover 2\n").unwrap();
-        let asking = thread::spawn({
-            let database = database.clone();
-            move || ask(&database)
-        });
-        let successor = doorbell.rung().await;
-        successor.pass(&sockets).unwrap();
-        drop(sockets);
-        successor.release().unwrap();
-        let mut inherited = asking.join().unwrap().unwrap();
-        for addr in addrs {
-            assert_eq!(inherited.take(&addr.to_string().parse().unwrap()).len(), 1);
-        }
-        doorbell.remove();
-        assert!(!path(&database).exists());
-    }
-
-    #[tokio::test]
-    async fn a_daemon_that_dies_on_the_way_is_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let database = directory.path().join("mc-proxy.db");
-        let doorbell = Doorbell::bind(path(&database)).unwrap();
-        let asking = thread::spawn({
-            let database = database.clone();
-            move || ask(&database)
-        });
-        drop(doorbell.rung().await);
-        assert_eq!(asking.join().unwrap().unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    }
-}
+mod tests;

@@ -98,7 +98,10 @@ impl Desk {
                 let failed = vec![(files, "/certs/a.pem: there is no PEM certificate in it".to_owned())];
                 let _ = reply.send(Ok(Reloaded { replaced: 2, unchanged: 1, failed }));
             }
-            Command::Stop(reply) | Command::Release(reply) => {
+            Command::Release(reply) => {
+                let _ = reply.send(Err(ControlError::Stopping));
+            }
+            Command::Stop(reply) => {
                 let _ = reply.send(Err(ControlError::Stopping));
             }
             Command::Status(reply) => {

@@ -11,10 +11,18 @@ use super::{
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes: 8192, fields: 50, target_bytes: 1024 };
 
+#[derive(Debug, PartialEq)]
+struct Read {
+    line: String,
+    headers: HeaderMap,
+    body: Vec<u8>,
+    trailers: Option<HeaderMap>,
+}
+
 /// What a stream of requests is to a reader that gets it in parts.
 #[derive(Debug, PartialEq)]
 enum Seen {
-    Request { line: String, headers: HeaderMap, body: Vec<u8>, trailers: Option<HeaderMap> },
+    Request(Box<Read>),
     Refused(HeadError),
     Unfinished,
 }
@@ -82,7 +90,7 @@ fn read<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Vec<Seen> {
             }
         }
         let line = format!("{} {:?} {:?} {:?}", head.method, head.target, head.version, head.framing);
-        seen.push(Seen::Request { line, headers: head.headers, body, trailers });
+        seen.push(Seen::Request(Box::new(Read { line, headers: head.headers, body, trailers })));
     }
 }
 
@@ -171,7 +179,7 @@ fn garbage_is_refused_at_its_first_byte() {
 
 #[test]
 fn one_empty_line_is_skipped() {
-    assert!(matches!(read([&b"\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"[..]])[..], [Seen::Request { .. }]));
+    assert!(matches!(read([&b"\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"[..]])[..], [Seen::Request(_)]));
     assert!(matches!(read([&b"\r\n\r\nGET / HTTP/1.1\r\n"[..]])[..], [Seen::Refused(HeadError::RequestLine)]));
 }
 
@@ -307,15 +315,11 @@ fn responses() {
         (b"HTTP/1.1 200 OK\n\r\n", HeadError::BareLf),
         (b"HTTP/1.1 304 x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", HeadError::ContentLength),
         (b"HTTP/1.1 200 x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", HeadError::LengthAndCoding),
-        (b"HTTP/1.1 200 x\r\n\r\n: y\r\n\r\n", HeadError::FieldName),
     ] {
-        let result = respond(bytes, &Method::GET);
-        // The last has an empty head, which is whole; what follows it is the body.
-        match expected {
-            HeadError::FieldName => assert!(result.is_ok()),
-            _ => assert_eq!(result.unwrap_err(), expected, "{}", bytes.escape_ascii()),
-        }
+        assert_eq!(respond(bytes, &Method::GET).unwrap_err(), expected, "{}", bytes.escape_ascii());
     }
+    let body_begins_like_a_field = b"HTTP/1.1 200 x\r\n\r\n: y\r\n\r\n";
+    assert!(respond(body_begins_like_a_field, &Method::GET).unwrap().headers.is_empty());
 }
 
 fn chunks(bytes: &[u8]) -> Result<(Vec<u8>, HeaderMap, usize), HeadError> {
@@ -478,9 +482,8 @@ proptest! {
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         let seen = read([&bytes[..]]);
         headers.remove(header::TRANSFER_ENCODING);
-        let Seen::Request { headers: mut read_headers, body: read_body, trailers, line } = seen.into_iter().next().unwrap() else {
-            panic!("refused");
-        };
+        let Some(Seen::Request(seen)) = seen.into_iter().next() else { panic!("refused") };
+        let Read { headers: mut read_headers, body: read_body, trailers, line } = *seen;
         prop_assert!(line.contains(path.as_str()));
         prop_assert_eq!(read_headers.remove(header::TRANSFER_ENCODING), Some(HeaderValue::from_static("chunked")));
         prop_assert_eq!(&read_headers, &headers);

@@ -88,6 +88,7 @@ impl Pair {
             }
             Error::InvalidCertificate(error) => cert_error(format!("its first certificate cannot be used: {error:?}")),
             // What is said of a key does not quote it.
+            #[expect(clippy::wildcard_enum_match_arm, reason = "rustls has dozens, all of them mean that it is no such key")]
             _ => {
                 key_error("it is none of an RSA (2048 to 8192 bits), ECDSA (P-256, P-384, P-521) or Ed25519 key".into())
             }
