@@ -209,7 +209,7 @@ impl Running {
             splicing: splicing(config.proxy.splice),
             memory: Budget::new(config.proxy.memory_limit),
         });
-let running = |listener| Arc::new(Listening::with_certificates(listener, &certificates));
+        let running = |listener| Arc::new(Listening::with_certificates(listener, &certificates));
         let listening: Vec<_> = desired.listeners.iter().map(running).collect();
         let owned = Owned {
             store,
@@ -450,7 +450,7 @@ async fn reload(control_plane: Option<&ControlPlane>, notifier: &mut Notifier) {
         Ok(false) => tracing::info!("there is no firewall.geoip_db to reload; the configuration is read at start only"),
         Err(error) => tracing::error!(error = describe(&error), "reloading failed, the old GeoIP database stays"),
     }
-    match control.reload_certificates().await {
+    match control_plane.control().reload_certificates().await {
         Ok(Reloaded { replaced, unchanged, failed }) => {
             let failed = failed.len();
             tracing::info!(replaced, unchanged, failed, "certificates reloaded");

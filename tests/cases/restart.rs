@@ -232,7 +232,7 @@ fn a_successor_takes_over_and_refuses_nobody() -> Result<()> {
 fn is_whole(edge: &Installation, load: &Load, rule: &str) -> Result<()> {
     load.runs(100)?;
     until("the admin API", SOON, || Ok(edge.admin().is_ok_and(|admin| admin.block(rule).is_ok())))?;
-    edge.admin()?.unblock(rule)
+    Ok(edge.admin()?.unblock(rule)?)
 }
 
 #[test]

@@ -65,6 +65,8 @@ pub struct Released {
     pub groups: GroupIds,
     /// `firewall.geoip_db`.
     pub geoip: Option<Countries>,
+    /// Which routes go on using.
+    pub certificates: Certificates,
     /// Where connections go on reporting.
     pub bans: Bans,
 }
@@ -347,8 +349,8 @@ impl Thread {
     /// Database and plane are closed when it returns.
     fn release(mut self) -> Released {
         self.store_bans();
-        let Owned { engine, listeners, geoip, bans, .. } = self.owned;
-        Released { listeners, groups: engine.book().groups().clone(), geoip, bans }
+        let Owned { engine, listeners, geoip, certificates, bans, .. } = self.owned;
+        Released { listeners, groups: engine.book().groups().clone(), geoip, certificates, bans }
     }
 
     fn stop(&mut self) -> Result<(), ControlError> {

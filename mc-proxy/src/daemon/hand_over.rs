@@ -142,6 +142,7 @@ impl Running {
             listening: self.listening.clone(),
             edge: Arc::clone(&self.edge),
             geoip: released.geoip,
+            certificates: released.certificates,
             bans: released.bans,
         };
         let mut control_plane = ControlPlane::start(owned, doors)?;

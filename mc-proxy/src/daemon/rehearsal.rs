@@ -11,11 +11,10 @@ use crate::{
 /// Opens, checks and migrates a copy, reads everything in it, and asks of the host what can be asked.
 pub(super) fn rehearse(config: &Config) -> Result<(), Failure> {
     let beside = config.database.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let directory =
-        tempfile::Builder::new()
-            .prefix(".mc-proxy-takeover-")
-            .tempdir_in(beside.unwrap_or(".".as_ref()))
-            .map_err(|error| Failure::because(Exit::Failure, "making a directory beside the database", &error))?;
+    let directory = tempfile::Builder::new()
+        .prefix(".mc-proxy-takeover-")
+        .tempdir_in(beside.unwrap_or_else(|| ".".as_ref()))
+        .map_err(|error| Failure::because(Exit::Failure, "making a directory beside the database", &error))?;
     let copied = |error: StoreError| Failure::because(Exit::Failure, "copying the database", &error);
     let copy = store::snapshot(&config.database, Some(&directory.path().join("copy.db"))).map_err(copied)?;
     let Opened { desired, .. } = open_store(&copy, &config.seed)?;

@@ -78,7 +78,9 @@ impl ChunkedDecoder {
                     _ => return Err(HeadError::Chunk),
                 },
                 State::Trailers(lines) => {
-                    let Some(block) = lines.take(buffer, self.limits.head_bytes)? else { return Ok(Decoded::Incomplete) };
+                    let Some(block) = lines.take(buffer, self.limits.head_bytes)? else {
+                        return Ok(Decoded::Incomplete);
+                    };
                     self.state = State::Done;
                     return Ok(Decoded::End(fields::parse(&block, &block, self.limits.fields)?));
                 }

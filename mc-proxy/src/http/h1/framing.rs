@@ -75,7 +75,11 @@ fn is_chunked(headers: &HeaderMap, version: Version) -> Result<bool, HeadError> 
     // `gzip, chunked` is well-formed, and not supported.
     let mut codings = value.split(|byte| *byte == b',').map(trim).rev();
     let ends_chunked = codings.next().is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
-    let known = |coding: &[u8]| [&b"gzip"[..], b"x-gzip", b"deflate", b"compress", b"x-compress"].iter().any(|known| coding.eq_ignore_ascii_case(known));
+    let known = |coding: &[u8]| {
+        [&b"gzip"[..], b"x-gzip", b"deflate", b"compress", b"x-compress"]
+            .iter()
+            .any(|known| coding.eq_ignore_ascii_case(known))
+    };
     Err(if ends_chunked && codings.all(known) { HeadError::TransferCoding } else { HeadError::TransferEncoding })
 }
 

@@ -188,11 +188,7 @@ fn parse_version(bytes: &[u8]) -> Option<Result<Version, HeadError>> {
 }
 
 /// The target, and the authority of an absolute one.
-fn parse_target<'a>(
-    block: &Bytes,
-    target: &'a [u8],
-    method: &Method,
-) -> Result<(Target, Option<&'a [u8]>), HeadError> {
+fn parse_target<'a>(block: &Bytes, target: &'a [u8], method: &Method) -> Result<(Target, Option<&'a [u8]>), HeadError> {
     // What URIs are made of (RFC 3986 §2), and most of what browsers send unencoded all the same; never a space, a control
     // character, a fragment or a byte that is not ASCII.
     if !target.iter().all(|byte| matches!(byte, b'!' | b'"' | b'$'..=b'~')) {
@@ -209,7 +205,9 @@ fn parse_target<'a>(
         _ => {
             let start = memchr::memmem::find(target, b"://").ok_or(HeadError::Target)?;
             let (scheme, rest) = target.split_at(start);
-            let is_http = [Scheme::HTTP, Scheme::HTTPS].iter().any(|known| scheme.eq_ignore_ascii_case(known.as_str().as_bytes()));
+            let is_http = [Scheme::HTTP, Scheme::HTTPS]
+                .iter()
+                .any(|known| scheme.eq_ignore_ascii_case(known.as_str().as_bytes()));
             let rest = rest.get(3..).filter(|_| is_http).ok_or(HeadError::Target)?;
             let end = memchr::memchr2(b'/', b'?', rest).unwrap_or(rest.len());
             let (authority, rest) = rest.split_at(end);

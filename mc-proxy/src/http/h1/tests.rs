@@ -135,7 +135,9 @@ fn targets() {
     }
     assert_eq!(parse(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").unwrap().target, Target::Asterisk);
     assert_eq!(parse(b"OPTIONS http://h HTTP/1.1\r\nHost: h\r\n\r\n").unwrap().target, Target::Asterisk);
-    for target in ["*", "x", "h:443", "/a#b", "/\u{e9}", "/a\tb", "/\x7f", "ftp://h/", "http:/h", "://h", "/a\x0bb", "http:///x"] {
+    for target in
+        ["*", "x", "h:443", "/a#b", "/\u{e9}", "/a\tb", "/\x7f", "ftp://h/", "http:/h", "://h", "/a\x0bb", "http:///x"]
+    {
         let error = parse(format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes()).unwrap_err();
         assert!(matches!(error, HeadError::Target | HeadError::Host(_)), "{target}: {error}");
         assert_eq!(error.status(), StatusCode::BAD_REQUEST);
@@ -268,13 +270,21 @@ fn limits_hold() {
     // It is not waited for more than that.
     let endless = vec![b'a'; 8192];
     assert!(HeadReader::default().request(&mut BytesMut::from(&endless[..8191]), LIMITS).unwrap().is_none());
-    assert_eq!(HeadReader::default().request(&mut BytesMut::from(&endless[..]), LIMITS).unwrap_err(), HeadError::TooLong);
+    assert_eq!(
+        HeadReader::default().request(&mut BytesMut::from(&endless[..]), LIMITS).unwrap_err(),
+        HeadError::TooLong
+    );
 }
 
 #[test]
 fn expectations() {
-    let expects = |lines: &str| parse(format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\n").as_bytes()).unwrap().expects_continue;
-    assert!(expects("Expect: 100-Continue\r\nContent-Length: 1") && expects("Expect: 100-continue\r\nTransfer-Encoding: chunked"));
+    let expects = |lines: &str| {
+        parse(format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\n").as_bytes()).unwrap().expects_continue
+    };
+    assert!(
+        expects("Expect: 100-Continue\r\nContent-Length: 1")
+            && expects("Expect: 100-continue\r\nTransfer-Encoding: chunked")
+    );
     assert!(!expects("Expect: 100-continue") && !expects("Content-Length: 1"));
     let old = parse(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n").unwrap();
     assert!(!old.expects_continue && !old.headers.contains_key(header::EXPECT));

@@ -82,13 +82,16 @@ impl Pair {
 
         let (pem, key_meta) = read(&files.key).map_err(|error| key_error(error.to_string()))?;
         let key = key(&pem).map_err(key_error)?;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the others all mean that it is no key of a kind that is known"
+        )]
         let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
             Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => {
                 key_error(format!("it is not the key of the first certificate in {}", files.cert.display()))
             }
             Error::InvalidCertificate(error) => cert_error(format!("its first certificate cannot be used: {error:?}")),
             // What is said of a key does not quote it.
-            #[expect(clippy::wildcard_enum_match_arm, reason = "rustls has dozens, all of them mean that it is no such key")]
             _ => {
                 key_error("it is none of an RSA (2048 to 8192 bits), ECDSA (P-256, P-384, P-521) or Ed25519 key".into())
             }
