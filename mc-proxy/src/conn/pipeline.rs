@@ -73,7 +73,8 @@ async fn serve(mut client: Socket, record: &mut Record, place: Anonymous) -> Out
     };
     drop(routes);
     match target.mode {
-        Mode::L7 => return terminate(client, hello, &target, record, place).await,
+        // Apart: what a handshake takes, the many that are relayed need not have room for.
+        Mode::L7 => return Box::pin(terminate(client, hello, &target, record, place)).await,
         Mode::L4 => {}
     }
     let Some(charge) = place.known() else { return Outcome::OverMemory };

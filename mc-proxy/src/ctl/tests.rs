@@ -118,7 +118,7 @@ async fn status_and_health() {
              kernel: on rules=3 dropped_packets=8 dropped_bytes=480\neth0 xdp=native program=57 driver=veth mtu=1500\n\
              splice: auto kernel_pairs=0 taken=0 latched=0 bytes=0\n\
              firewall: rules=0 groups=0 bans=0 geoip=DBIP-Country-Lite age=0d\n\
-             memory: connections=0.0MiB kernel_sockets=0.0MiB\nended: closed=28\n",
+             memory: connections=0.0MiB kernel_sockets=0.0MiB\ncertificates: 1 earliest_expiry=1970-01-02T00:00:00Z\nended: closed=28\n",
             env!("CARGO_PKG_VERSION")
         )
     );

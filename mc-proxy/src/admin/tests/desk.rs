@@ -154,7 +154,12 @@ impl Desk {
             memory: crate::control::MemoryStatus::default(),
             accept_failures: 0,
             names: crate::net::resolve::Figures::default(),
-            certificates: crate::tls::certs::Figures { count: 1, failures: 2, ..Default::default() },
+            certificates: crate::tls::certs::Figures {
+                count: 1,
+                failing: 0,
+                failures: 2,
+                earliest_expiry: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400)),
+            },
         }
     }
 }
