@@ -68,7 +68,11 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha().map_err(std::io::Error::other)?);
 
     let stop = async {
-        draining.cancelled().await;
+        // Who makes room for another daemon stops the API, and goes on serving connections.
+        tokio::select! {
+            () = draining.cancelled() => {}
+            () = shutdown.cancelled() => {}
+        }
         health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
         health.set_not_serving::<ProxyAdminServiceServer<Admin>>().await;
         shutdown.cancelled().await;
