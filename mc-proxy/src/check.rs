@@ -5,6 +5,7 @@ mod host;
 mod transparent;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt,
@@ -20,6 +21,8 @@ use crate::{
     config::{self, Config},
     desired::{Listener, Target},
     net::{addr::BackendAddr, resolve::Resolver},
+    store::{self, StoreError},
+    telemetry,
 };
 
 /// All names together get this long to resolve.
@@ -78,8 +81,10 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
     for warning in &loaded.warnings {
         list.warn(warning.to_string());
     }
-    if seed.listeners.is_empty() {
-        let grade = if loaded.config.database.exists() { Grade::Warning } else { Grade::Bad };
+    let known = store::peek(&loaded.config.database);
+    if seed.listeners.is_empty() && !matches!(known, Ok(Some(_))) {
+        // Of a database that cannot be read a line of its own tells.
+        let grade = if known.is_err() { Grade::Warning } else { Grade::Bad };
         let text = "no [[listeners]]: the daemon does not start unless the database has some; write [[listeners]]";
         list.push(grade, text.to_owned());
     }
@@ -91,31 +96,30 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
         }
     };
     host::database(&mut list, &loaded.config.database);
+    let listeners = desired(&mut list, known, &seed.listeners);
     if let Some(path) = &loaded.config.firewall.geoip_db {
         host::geoip(&mut list, path);
     }
-    let mut ports = Checklist::default();
-    for listener in &seed.listeners {
-        host::port(&mut ports, listener, capabilities);
+    for listener in listeners.as_ref() {
+        host::port(&mut list, listener, capabilities);
     }
-    if loaded.config.database.exists() {
-        // The database may have other listeners by now, and they are the ones that count.
-        for finding in &mut ports.findings {
-            finding.grade = finding.grade.min(Grade::Warning);
-        }
-    }
-    list.findings.append(&mut ports.findings);
     if let Some(grpc) = &loaded.config.grpc {
         host::admin_socket(&mut list, grpc);
     }
     host::kernel_plane(&mut list, &loaded.config.xdp, capabilities);
-    for target in targets(&seed.listeners) {
-        if let Some(files) = target.cert_files() {
-            host::certificate(&mut list, &files);
+    let mut certificates = Checklist::default();
+    for files in targets(&listeners).filter_map(Target::cert_files) {
+        host::certificate(&mut certificates, &files);
+    }
+    if matches!(listeners, Cow::Owned(_)) {
+        // A first start wants all of them; later, only the route of a broken one is not served.
+        for finding in &mut certificates.findings {
+            finding.grade = finding.grade.min(Grade::Warning);
         }
     }
-    let names = backends(&mut list, &seed.listeners, RESOLVE_TIMEOUT, resolve);
-    let wanted = transparent::Wanted::of(&loaded.config, &names);
+    list.findings.append(&mut certificates.findings);
+    let names = backends(&mut list, &listeners, RESOLVE_TIMEOUT, resolve);
+    let wanted = transparent::Wanted::of(&loaded.config.proxy, &listeners, &names);
     transparent::check(&mut list, &wanted);
     list
 }
@@ -161,7 +165,28 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Where connections of the file's listeners may go.
+/// The listeners that a start would have: those of the database as soon as it has any.
+fn desired<'f>(
+    list: &mut Checklist,
+    known: Result<Option<Vec<Listener>>, StoreError>,
+    in_file: &'f [Listener],
+) -> Cow<'f, [Listener]> {
+    match known {
+        Ok(Some(listeners)) => {
+            let routes = listeners.iter().map(|listener| listener.routes.len()).sum::<usize>();
+            list.good(format!("the database counts, not the file: {} listeners, {routes} routes", listeners.len()));
+            return listeners.into();
+        }
+        Ok(None) => {}
+        Err(error @ StoreError::Unmigrated { .. }) => {
+            list.warn(format!("{error}; listeners and routes below are those of the file"));
+        }
+        Err(error) => list.bad(telemetry::describe(&error)),
+    }
+    in_file.into()
+}
+
+/// Where connections may go.
 fn targets(listeners: &[Listener]) -> impl Iterator<Item = &Target> {
     listeners
         .iter()

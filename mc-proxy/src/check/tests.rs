@@ -1,7 +1,10 @@
 use std::{fs, net::TcpListener};
 
 use super::*;
-use crate::desired::{Route, Target};
+use crate::{
+    desired::{Desired, Route, Target},
+    store::Store,
+};
 
 const NO_ENV: [(&str, &str); 0] = [];
 
@@ -69,6 +72,41 @@ fn without_listeners_only_a_database_can_help() {
     assert_eq!(find(&list, "no [[listeners]]").grade, Grade::Bad, "{list}");
     let list = check("[database]\npath = \"DIR/f.toml\"\n");
     assert_eq!(find(&list, "no [[listeners]]").grade, Grade::Warning, "{list}");
+}
+
+#[test]
+fn the_routes_of_a_database_count_once_it_has_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = format!(
+        "[database]\npath = \"{}/a.db\"\n[[listeners]]\naddr = \"127.0.0.1:8443\"\n\
+         [listeners.default]\nbackend = \"unix:/of/the/file.sock\"",
+        dir.path().display()
+    );
+    // Rules alone do not count: the file would still fill it.
+    let mut store = Store::open(&dir.path().join("a.db")).unwrap();
+    assert!(find(&check(&config), "/of/the/file.sock").grade == Grade::Warning);
+
+    let target = Target { transparent: true, ..Target::passthrough(backend.to_string().parse().unwrap()) };
+    let mut listener = Listener::new("192.0.2.77:8443".parse().unwrap());
+    listener.routes.push(Route { hostname: "a.example".parse().unwrap(), alpn: Vec::new(), target });
+    let local = Listener { default: listener.routes.first().map(|route| route.target.clone()), ..listener.clone() };
+    store.seed(&Desired { listeners: vec![local], rules: Vec::new() }).unwrap();
+    // The daemon that has it open is not disturbed, nor does it disturb.
+    let text = check(&config).to_string();
+    assert!(text.contains("the database counts, not the file: 1 listeners, 1 routes"), "{text}");
+    assert!(text.contains("transparent") || text.contains("VERIFIED"), "{text}");
+    assert!(text.contains("[!] listener 192.0.2.77:8443: not an address of this host"), "{text}");
+    assert!(!text.contains("/of/the/file.sock") && !text.contains("127.0.0.1:8443"), "{text}");
+    drop(store);
+
+    let database = rusqlite::Connection::open(dir.path().join("a.db")).unwrap();
+    database.pragma_update(None, "user_version", 1).unwrap();
+    let list = check(&config);
+    assert_eq!(find(&list, "the schema of an earlier mc-proxy").grade, Grade::Warning, "{list}");
+    find(&list, "/of/the/file.sock");
+    database.pragma_update(None, "user_version", 99).unwrap();
+    assert_eq!(find(&check(&config), "schema version 99").grade, Grade::Bad);
 }
 
 #[test]

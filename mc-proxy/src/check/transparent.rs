@@ -15,7 +15,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::{Addrs, Checklist, Name, targets};
 use crate::{
-    config::Config,
+    config::Proxy,
+    desired::Listener,
     net::{
         addr::{BackendAddr, ClientAddr, PeerAddr},
         fib, netlink,
@@ -59,11 +60,11 @@ struct Backend {
 }
 
 impl Wanted {
-    /// What the transparent routes of a configuration need, whose names have these addresses.
-    pub(super) fn of(config: &Config, names: &BTreeMap<Name, Addrs>) -> Self {
+    /// What the transparent routes of these listeners need, whose names have these addresses.
+    pub(super) fn of(proxy: &Proxy, listeners: &[Listener], names: &BTreeMap<Name, Addrs>) -> Self {
         let mut backends = BTreeSet::new();
         let mut is_used = false;
-        for target in targets(&config.seed.listeners).filter(|target| target.transparent) {
+        for target in targets(listeners).filter(|target| target.transparent) {
             is_used = true;
             for backend in &target.backends {
                 match backend {
@@ -75,7 +76,7 @@ impl Wanted {
                 }
             }
         }
-        Self { mark: config.proxy.transparent_mark, table: config.proxy.transparent_table, backends, is_used }
+        Self { mark: proxy.transparent_mark, table: proxy.transparent_table, backends, is_used }
     }
 
     fn rule(&self, is_ipv4: bool) -> String {

@@ -63,6 +63,12 @@ pub enum StoreError {
         /// Newest version that is understood.
         supported: i64,
     },
+    /// Written by an earlier mc-proxy, and only to be read.
+    #[error("the database {} has the schema of an earlier mc-proxy; the next start migrates it", .path.display())]
+    Unmigrated {
+        /// The database.
+        path: PathBuf,
+    },
     /// The file, its directory or its file system does not take writes.
     #[error(
         "the database {} cannot be written: the file, its directory or its file system is read-only for this user; \

@@ -31,6 +31,17 @@ const APPLICATION_ID: i64 = 0x6d63_7078;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version(usize);
 
+impl Version {
+    /// Whether nothing has been stored yet.
+    pub(super) fn is_blank(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn is_newest(self, migrations: &[Migration]) -> bool {
+        self.0 == migrations.len()
+    }
+}
+
 /// Reads the version from the header, refusing a database that is newer or somebody else's.
 pub(super) fn version(conn: &Connection, path: &Path, migrations: &[Migration]) -> Result<Version, StoreError> {
     let pragma = |name| {

@@ -9,6 +9,7 @@ mod diff;
 mod error;
 mod migrate;
 mod open;
+mod peek;
 mod pending;
 mod restore;
 mod rows;
@@ -26,6 +27,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 pub use self::{
     diff::Difference,
     error::StoreError,
+    peek::peek,
     pending::Pending,
     rules::{Change, PageFilter, StoredRule},
     snapshot::snapshot,
