@@ -8,7 +8,10 @@ use mc_proxy_tests::{
     traffic::{Random, Receiver, Sender},
     wire::{Mode, Wire, all},
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::sleep,
+};
 
 const KB: u64 = 1_000;
 const MB: u64 = 1_000 * KB;
@@ -102,7 +105,9 @@ fn chatty_then_bulk_then_chatty(mode: Mode) -> Result<()> {
             });
         }
         all(tasks).await?;
-        let splice = wire.edge.admin()?.status()?.kernel_splice.unwrap_or_default();
+        let wire = Arc::clone(wire);
+        let status = spawn_blocking(move || Ok::<_, anyhow::Error>(wire.edge.admin()?.status()?)).await??;
+        let splice = status.kernel_splice.unwrap_or_default();
         let is_expected = splice.available && mode != Mode::Userspace;
         ensure!((splice.taken > 0) == is_expected, "pairs in the kernel: {splice:?}");
         Ok(())
