@@ -259,6 +259,10 @@ fn a_successor_that_fails_leaves_the_place_to_the_daemon_that_runs() -> Result<(
     database.execute("UPDATE routes SET hostname = 'not a name'", [])?;
     ensure!(edge.take_over_and_fail()?.status.code() == Some(1));
     database.execute("UPDATE routes SET hostname = 'app.example.com'", [])?;
+    // A certificate that only the daemon that runs has got.
+    database.execute("UPDATE routes SET mode = 'l7', tls_cert = '/absent.pem', tls_key = '/absent.key'", [])?;
+    ensure!(edge.take_over_and_fail()?.status.code() == Some(78));
+    database.execute("UPDATE routes SET mode = 'l4', tls_cert = NULL, tls_key = NULL", [])?;
     drop(database);
     ensure!(daemon.log().matching(&["asks for the place"]).is_empty());
     is_whole(&edge, &load, "203.0.113.2")?;

@@ -1,7 +1,7 @@
 //! What a successor finds out before it asks: whether it would start on the database as it is. It does so on a copy, since
 //! the database is the other daemon's, and a schema once migrated would lock that one out.
 
-use super::{Failure, Opened, check_transparent, open_geoip, open_store};
+use super::{Failure, Opened, check_transparent, open_certificates, open_geoip, open_store};
 use crate::{
     config::Config,
     exit::Exit,
@@ -19,5 +19,7 @@ pub(super) fn rehearse(config: &Config) -> Result<(), Failure> {
     let copy = store::snapshot(&config.database, Some(&directory.path().join("copy.db"))).map_err(copied)?;
     let Opened { desired, .. } = open_store(&copy, &config.seed)?;
     open_geoip(config, &desired.rules)?;
+    // The daemon that runs has certificates that have loaded, and may still serve with one whose file is broken.
+    open_certificates(&desired.listeners, true)?;
     check_transparent(&desired.listeners, config.proxy.transparent_mark)
 }
