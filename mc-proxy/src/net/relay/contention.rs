@@ -1,6 +1,6 @@
 //! Whether the worker's CPU is wanted by others too, as the scheduler has it.
 
-use std::{cell::RefCell, fs::File, os::unix::fs::FileExt, time::Duration};
+use std::{cell::RefCell, fs, time::Duration};
 
 use tokio::time::Instant;
 
@@ -12,16 +12,12 @@ const SAMPLE: Duration = Duration::from_millis(250);
 /// Longer ago, and it says nothing of now.
 const STALE: Duration = Duration::from_secs(2);
 
-/// Three numbers of up to twenty digits.
-const TEXT_MAX: usize = 64;
-
 thread_local! {
-    static SAMPLER: RefCell<Sampler> = RefCell::new(Sampler::open());
+    static SAMPLER: RefCell<Sampler> = RefCell::default();
 }
 
+#[derive(Default)]
 struct Sampler {
-    /// None where the kernel does not count.
-    file: Option<File>,
     total: CpuTime,
     sampled_at: Option<Instant>,
     is_contended: bool,
@@ -34,20 +30,12 @@ pub(super) fn is_contended(now: Instant) -> bool {
 }
 
 impl Sampler {
-    fn open() -> Self {
-        // Since Linux 3.17; in a kernel without CONFIG_SCHED_INFO it says nothing.
-        let file = File::open("/proc/thread-self/schedstat").inspect_err(|error| {
-            tracing::debug!(%error, "how long a worker waits for its CPU is not known: busy workers keep their pairs");
-        });
-        Self { file: file.ok(), total: CpuTime::default(), sampled_at: None, is_contended: false }
-    }
-
     fn is_contended(&mut self, now: Instant) -> bool {
         let age = self.sampled_at.map(|at| now.saturating_duration_since(at));
         if age.is_some_and(|age| age < SAMPLE) {
             return self.is_contended;
         }
-        let total = self.file.as_ref().and_then(read).unwrap_or_default();
+        let total = read().unwrap_or_default();
         self.is_contended = age.is_some_and(|age| age < STALE) && total.since(self.total).is_contended();
         self.total = total;
         self.sampled_at = Some(now);
@@ -55,10 +43,9 @@ impl Sampler {
     }
 }
 
-fn read(file: &File) -> Option<CpuTime> {
-    let mut text = [0; TEXT_MAX];
-    let length = file.read_at(&mut text, 0).ok()?;
-    parse(std::str::from_utf8(text.get(..length)?).ok()?)
+/// None where the kernel does not count (CONFIG_SCHED_INFO), or `/proc` is not to be had.
+fn read() -> Option<CpuTime> {
+    parse(&fs::read_to_string("/proc/thread-self/schedstat").ok()?)
 }
 
 /// Nanoseconds on a CPU, nanoseconds in a run queue, and how often (Documentation/scheduler/sched-stats.rst).
@@ -84,22 +71,19 @@ mod tests {
 
     #[test]
     fn this_thread_has_run() {
-        let file = File::open("/proc/thread-self/schedstat").unwrap();
-        let before = read(&file).unwrap();
+        let before = read().unwrap();
         let begun = std::time::Instant::now();
         while begun.elapsed() < Duration::from_millis(20) {}
-        assert!(read(&file).unwrap().since(before).ran > Duration::ZERO);
+        assert!(read().unwrap().since(before).ran > Duration::ZERO);
     }
 
     #[test]
     fn what_is_long_ago_is_not_what_is_now() {
-        let mut sampler = Sampler::open();
+        let mut sampler = Sampler::default();
         let now = Instant::now();
         assert!(!sampler.is_contended(now), "nothing to compare with");
         sampler.is_contended = true;
         assert!(sampler.is_contended(now + SAMPLE / 2), "as it was a moment ago");
         assert!(!sampler.is_contended(now + STALE * 2));
-        sampler.file = None;
-        assert!(!sampler.is_contended(now + STALE * 2 + SAMPLE));
     }
 }
