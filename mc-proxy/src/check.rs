@@ -111,6 +111,9 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
     for files in targets(&listeners).filter_map(Target::cert_files) {
         host::certificate(&mut certificates, &files);
     }
+    for path in targets(&listeners).filter_map(Target::backend_roots).collect::<BTreeSet<_>>() {
+        host::backend_ca(&mut certificates, path);
+    }
     if matches!(listeners, Cow::Owned(_)) {
         // A first start wants all of them; later, only the route of a broken one is not served.
         for finding in &mut certificates.findings {

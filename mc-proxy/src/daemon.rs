@@ -388,7 +388,7 @@ fn open_certificates(listeners: &[Listener], is_first: bool) -> Result<Certifica
         return Err(Failure::new(Exit::Config, problems.join("\n")));
     }
     for problem in problems {
-        tracing::error!(problem, "connections of the route are refused until its certificate can be loaded");
+        tracing::error!(problem, "connections of the route are refused until the file can be loaded");
     }
     Ok(certificates)
 }

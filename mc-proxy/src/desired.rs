@@ -1,6 +1,10 @@
 //! The desired state: what the database holds, and what memory and the kernel are made to agree with.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use ipnet::IpNet;
 
@@ -11,7 +15,7 @@ use crate::{
         relay::Splice,
     },
     route::{Pattern, alpn::Listed},
-    tls::certs::CertFiles,
+    tls::{ServerName, certs::CertFiles},
 };
 
 /// What the TOML file seeds an empty database with.
@@ -94,6 +98,15 @@ pub struct Target {
     pub tls_key: Option<PathBuf>,
     /// Re-encryption towards the backend ([`Mode::L7`]; kept and ignored otherwise).
     pub backend_tls: bool,
+    /// PEM: what the backend's certificate is verified against; none = the system's roots. This and what follows up to
+    /// `backend_protocol` is for [`Mode::L7`], and kept and ignored otherwise.
+    pub backend_ca: Option<PathBuf>,
+    /// The name that the backend is asked for and that its certificate has to be for; none = the client's.
+    pub backend_server_name: Option<ServerName>,
+    /// Any certificate of the backend is taken.
+    pub backend_insecure: bool,
+    /// What is spoken with the backend.
+    pub backend_protocol: BackendProtocol,
     /// The PROXY header that the backend gets first.
     pub send_proxy: Option<ProxyVersion>,
     /// The backend sees the connection come from the client's address.
@@ -122,6 +135,18 @@ pub enum Mode {
     L4,
     /// Terminate TLS and proxy HTTP.
     L7,
+}
+
+/// Which HTTP a backend is spoken to in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BackendProtocol {
+    /// Over TLS what it chooses by ALPN; HTTP/1.1 without TLS.
+    #[default]
+    Auto,
+    /// HTTP/1.1 (RFC 9112).
+    Http1,
+    /// HTTP/2 (RFC 9113), without TLS with prior knowledge (§3.3).
+    H2,
 }
 
 /// An HTTP policy; the first that matches answers 403.
@@ -202,11 +227,21 @@ impl Target {
             tls_cert: None,
             tls_key: None,
             backend_tls: false,
+            backend_ca: None,
+            backend_server_name: None,
+            backend_insecure: false,
+            backend_protocol: BackendProtocol::Auto,
             send_proxy: None,
             transparent: false,
             splice: None,
             l7_policies: Vec::new(),
         }
+    }
+
+    /// What backends' certificates are verified against, if not the system's roots; none on a route that looks at none.
+    pub fn backend_roots(&self) -> Option<&Path> {
+        let looks = self.mode == Mode::L7 && self.backend_tls && !self.backend_insecure;
+        self.backend_ca.as_deref().filter(|_| looks)
     }
 
     /// What TLS is terminated with; none on a route that does not, whatever files it names.
@@ -280,6 +315,30 @@ impl FromStr for Mode {
             "l4" => Ok(Self::L4),
             "l7" => Ok(Self::L7),
             _ => Err(UnknownWord { given: word.to_owned(), expected: "\"l4\", \"l7\"" }),
+        }
+    }
+}
+
+impl BackendProtocol {
+    /// As in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Http1 => "http1",
+            Self::H2 => "h2",
+        }
+    }
+}
+
+impl FromStr for BackendProtocol {
+    type Err = UnknownWord;
+
+    fn from_str(word: &str) -> Result<Self, UnknownWord> {
+        match word {
+            "auto" => Ok(Self::Auto),
+            "http1" => Ok(Self::Http1),
+            "h2" => Ok(Self::H2),
+            _ => Err(UnknownWord { given: word.to_owned(), expected: "\"auto\", \"http1\", \"h2\"" }),
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     desired::Listener,
     firewall::GeoIp,
     telemetry,
-    tls::certs::{CertFiles, Expiry, Pair},
+    tls::certs::{CertFiles, Expiry, Pair, roots},
     xdp::{self, Obstacle},
 };
 
@@ -91,6 +91,14 @@ pub(super) fn certificate(list: &mut Checklist, files: &CertFiles) {
     match Expiry::of(&pair.leaf, now) {
         Some(expiry) => list.warn(format!("{name}: {expiry}; renew it")),
         None => list.good(format!("{name}: its key is the right one, {} days left", pair.leaf.days_left(now))),
+    }
+}
+
+/// What backends' certificates are verified against.
+pub(super) fn backend_ca(list: &mut Checklist, path: &Path) {
+    match roots(path) {
+        Ok(roots) => list.good(format!("backend_ca {}: {} authorities", path.display(), roots.len())),
+        Err(error) => list.bad(format!("backend_ca {error}; name a PEM file with the backend's certificate authority")),
     }
 }
 

@@ -158,6 +158,15 @@ fn certificates_are_tried() {
     let found = checked();
     assert_eq!(found[0].grade, Grade::Warning);
     assert!(found[0].text.ends_with(&format!("`chmod o= {}`", files.key.display())), "{}", found[0].text);
+    let authority = |path: &Path| {
+        let mut list = Checklist::default();
+        host::backend_ca(&mut list, path);
+        list.findings.remove(0)
+    };
+    assert_eq!(authority(&files.cert).grade, Grade::Good);
+    let found = authority(&files.key);
+    assert_eq!(found.grade, Grade::Bad);
+    assert!(found.text.contains("key.pem: there is no PEM certificate in it; name"), "{}", found.text);
     fs::remove_file(&files.key).unwrap();
     let found = checked();
     assert_eq!(found[0].grade, Grade::Bad);

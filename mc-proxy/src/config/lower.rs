@@ -4,6 +4,7 @@
 mod firewall;
 mod http;
 mod l4;
+mod l7;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,7 +23,7 @@ use super::{
     file::{self, Given, Kind, Override},
 };
 use crate::{
-    desired::{Desired, L7Policy, Listener, Mode, Protocol, Route, RouteKey, Target},
+    desired::{BackendProtocol, Desired, Listener, Mode, Protocol, Route, RouteKey, Target},
     net::addr::{BackendAddr, ListenAddr},
     route::Pattern,
 };
@@ -227,13 +228,18 @@ impl Lower<'_, '_> {
     fn target(&mut self, given: Given<file::Route>, path: &str) -> Option<Target> {
         let Given { value: route, at } = given;
         let mode = self.word(route.mode.clone(), &format!("{path}.mode"), &[("l4", Mode::L4), ("l7", Mode::L7)]);
-        let protocols = [("auto", ()), ("http1", ()), ("h2", ())];
-        self.word(route.backend_protocol.clone(), &format!("{path}.backend_protocol"), &protocols);
-        self.path_or_none(route.backend_ca.clone(), &format!("{path}.backend_ca"));
         match mode {
             Mode::L4 => self.warn_of_l7_keys(&route, path),
-            Mode::L7 => self.require_certificate(&route, &at, path),
+            Mode::L7 => {
+                self.require_certificate(&route, &at, path);
+                self.warn_of_backend_tls_keys(&route, path);
+            }
         }
+        let protocols =
+            [("auto", BackendProtocol::Auto), ("http1", BackendProtocol::Http1), ("h2", BackendProtocol::H2)];
+        let backend_protocol = self.word(route.backend_protocol, &format!("{path}.backend_protocol"), &protocols);
+        let backend_ca = self.path_or_none(route.backend_ca, &format!("{path}.backend_ca"));
+        let backend_server_name = self.backend_server_name(route.backend_server_name, path);
         let l7_policies = self.policies(route.l7_policies, path);
         let tls_cert = self.path_or_none(route.tls_cert, &format!("{path}.tls_cert"));
         let tls_key = self.path_or_none(route.tls_key, &format!("{path}.tls_key"));
@@ -247,42 +253,15 @@ impl Lower<'_, '_> {
             tls_cert,
             tls_key,
             backend_tls: is_set(&route.backend_tls),
+            backend_ca,
+            backend_server_name,
+            backend_insecure: is_set(&route.backend_insecure),
+            backend_protocol,
             send_proxy,
             transparent: is_set(&route.transparent),
             splice,
             l7_policies,
         })
-    }
-
-    /// Whether they load is found out by whoever loads them.
-    fn require_certificate(&mut self, route: &file::Route, at: &At, path: &str) {
-        for (key, given, example) in
-            [("tls_cert", &route.tls_cert, "certs/app.pem"), ("tls_key", &route.tls_key, "certs/app.key")]
-        {
-            if given.is_none() {
-                let text =
-                    format!("{path}.{key} is required with mode = \"l7\"; write {key} = \"/srv/mc-proxy/{example}\"");
-                self.report.error(at, text);
-            }
-        }
-    }
-
-    /// `backend_tls` is not among them: deploy agents send it with every route.
-    fn warn_of_l7_keys(&mut self, route: &file::Route, path: &str) {
-        let origin = |given: &Option<Given<String>>| given.as_ref().map(|given| given.at.clone());
-        let given = [
-            ("tls_cert", origin(&route.tls_cert)),
-            ("tls_key", origin(&route.tls_key)),
-            ("backend_ca", origin(&route.backend_ca)),
-            ("backend_server_name", origin(&route.backend_server_name)),
-            ("backend_insecure", route.backend_insecure.as_ref().filter(|v| v.value).map(|given| given.at.clone())),
-            ("l7_policies", route.l7_policies.as_ref().filter(|v| !v.value.is_empty()).map(|given| given.at.clone())),
-        ];
-        for (key, at) in given {
-            if let Some(at) = at {
-                self.report.warn(&at, format!("{path}.{key} has no effect on a route with mode \"l4\"; remove it"));
-            }
-        }
     }
 
     fn backends(
@@ -310,21 +289,6 @@ impl Lower<'_, '_> {
         let key = format!("{path}.{key}");
         let parsed = given.iter().map(|given| self.parse::<BackendAddr>(given, &key)).collect::<Vec<_>>();
         parsed.into_iter().collect()
-    }
-
-    fn policies(&mut self, given: Option<Given<Vec<Given<file::Policy>>>>, path: &str) -> Vec<L7Policy> {
-        let mut policies = Vec::new();
-        for Given { value: policy, at } in given.map(|given| given.value).unwrap_or_default() {
-            let key = format!("{path}.l7_policies.type");
-            let kind = self
-                .required(policy.kind, &at, &key, "type = \"block_user_agent\" or \"require_header\"")
-                .and_then(|kind| self.parse(&kind, &key));
-            let key = format!("{path}.l7_policies.value");
-            let shadow = is_set(&policy.shadow);
-            let value = self.required(policy.value, &at, &key, "value = \"…\"");
-            policies.extend(kind.zip(value).map(|(kind, value)| L7Policy { kind, value: value.value, shadow }));
-        }
-        policies
     }
 
     fn proxy(&mut self, proxy: file::Proxy) -> Proxy {

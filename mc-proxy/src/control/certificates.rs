@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     desired::{Listener, Mode, Route, Target},
-    tls::certs::{CertError, CertFiles, CertStatus, Certificates, Reloaded, Staged},
+    tls::certs::{CertError, CertFiles, CertStatus, Certificates, Reloaded, Staged, roots},
 };
 
 /// A certificate with the routes that use it.
@@ -20,8 +20,8 @@ pub struct ListedCertificate {
     pub routes: Vec<(String, String)>,
 }
 
-/// Loads the certificates that the listeners' routes need. A route whose certificate cannot be used is in the list; its
-/// connections fail, and the others' do not.
+/// Loads the certificates that the listeners' routes need. A route whose certificate cannot be used, or whose backends' cannot
+/// be verified, is in the list; its connections fail, and the others' do not.
 pub fn open_certificates(listeners: &[Listener]) -> (Certificates, Vec<String>) {
     let mut certificates = Certificates::new(Instant::now());
     let mut problems = Vec::new();
@@ -30,6 +30,11 @@ pub fn open_certificates(listeners: &[Listener]) -> (Certificates, Vec<String>) 
             && let Err(error) = certificates.open(&files, SystemTime::now())
         {
             problems.push(format!("listener {listener}, route {route}: {error}"));
+        }
+        if let Some(path) = target.backend_roots()
+            && let Err(error) = roots(path)
+        {
+            problems.push(format!("listener {listener}, route {route}: backend_ca {error}"));
         }
     }
     certificates.retain(|_| true);
@@ -71,6 +76,9 @@ impl Thread {
             };
             ControlError::Invalid(format!("{field}: {error}"))
         };
+        if let Some(path) = route.target.backend_roots() {
+            roots(path).map_err(|error| ControlError::Invalid(format!("route.backend_ca: {error}")))?;
+        }
         let staged = self.owned.certificates.stage(&files).map_err(invalid)?;
         let leaf = &staged.pair.leaf;
         if !leaf.covers(&route.hostname.to_string()) {

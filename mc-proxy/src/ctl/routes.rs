@@ -42,7 +42,7 @@ pub(super) struct Route {
     /// `host:port`, `[v6]:port` or `unix:/path`; of several, each connection begins with the next.
     #[arg(required = true)]
     backends: Vec<String>,
-    /// `l4` passes TLS through.
+    /// `l4` passes TLS through, `l7` terminates it and proxies HTTP.
     #[arg(long, default_value = "l4")]
     mode: String,
     /// PEM chain.
@@ -54,6 +54,18 @@ pub(super) struct Route {
     /// TLS towards the backend.
     #[arg(long)]
     backend_tls: bool,
+    /// What the backend's certificate is verified against instead of the system's roots, PEM.
+    #[arg(long, value_name = "FILE")]
+    backend_ca: Option<String>,
+    /// The name in the backend's certificate, if it is not the client's.
+    #[arg(long, value_name = "NAME")]
+    backend_server_name: Option<String>,
+    /// Takes any certificate of the backend.
+    #[arg(long)]
+    backend_insecure: bool,
+    /// What is spoken with the backend.
+    #[arg(long, value_name = "PROTOCOL", value_parser = ["auto", "http1", "h2"])]
+    backend_protocol: Option<String>,
     /// A PROXY header towards the backend.
     #[arg(long, value_name = "VERSION", value_parser = ["v1", "v2"])]
     send_proxy: Option<String>,
@@ -123,6 +135,10 @@ async fn add(route: Route, client: &mut Client, out: &mut Output<'_>) -> Result<
         tls_cert: route.tls_cert.unwrap_or_default(),
         tls_key: route.tls_key.unwrap_or_default(),
         backend_tls: route.backend_tls,
+        backend_ca: route.backend_ca.unwrap_or_default(),
+        backend_server_name: route.backend_server_name.unwrap_or_default(),
+        backend_insecure: route.backend_insecure,
+        backend_protocol: route.backend_protocol.unwrap_or_default(),
         send_proxy_protocol: route.send_proxy_protocol || route.send_proxy.is_some(),
         l7_policies: Vec::new(),
         alpn: route.alpn,
@@ -145,6 +161,10 @@ fn row(listener: &str, hostname: &str, route: &v1::Route) -> [String; 6] {
 /// What is not as without options.
 fn options_of(route: &v1::Route) -> String {
     let mut options = Vec::new();
+    // On other routes it has no effect, and deploy agents send some of it with every route.
+    if route.mode == "l7" {
+        l7_options(route, &mut options);
+    }
     if route.send_proxy_protocol {
         options.push(format!("send-proxy={}", route.proxy_protocol_version));
     }
@@ -155,6 +175,24 @@ fn options_of(route: &v1::Route) -> String {
         options.push(format!("splice={}", route.splice));
     }
     if options.is_empty() { "-".to_owned() } else { options.join(",") }
+}
+
+fn l7_options(route: &v1::Route, options: &mut Vec<String>) {
+    if route.backend_protocol != "auto" {
+        options.push(format!("backend-protocol={}", route.backend_protocol));
+    }
+    if !route.backend_tls {
+        return;
+    }
+    options.push("backend-tls".to_owned());
+    for (key, value) in [("backend-ca", &route.backend_ca), ("backend-server-name", &route.backend_server_name)] {
+        if !value.is_empty() {
+            options.push(format!("{key}={value}"));
+        }
+    }
+    if route.backend_insecure {
+        options.push("backend-insecure".to_owned());
+    }
 }
 
 fn backends_of(route: &v1::Route) -> String {

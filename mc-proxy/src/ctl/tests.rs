@@ -60,6 +60,13 @@ async fn routes() {
     assert_eq!(listener["routes"][0]["backend_tls"], true);
     assert_eq!(listener["default_route"]["backend"], "unix:/run/default.sock");
 
+    let options = ["--backend-ca", "/ca.pem", "--backend-server-name", "App.internal", "--backend-insecure"];
+    let add = [&["routes", "add", ":443", ours, route[0]], &options[..], &["--backend-protocol", "h2"]].concat();
+    ok(&served, &add).await;
+    let listed = &json(&served, &["routes", "list"]).await["listeners"][0]["routes"][0];
+    assert_eq!((&listed["backend_ca"], &listed["backend_insecure"]), (&"/ca.pem".into(), &true.into()));
+    assert_eq!((&listed["backend_server_name"], &listed["backend_protocol"]), (&"app.internal".into(), &"h2".into()));
+
     ok(&served, &["routes", "remove", ":443", "app.example.com"]).await;
     let (text, exit) = refused(&served, &["routes", "list", ":444"]).await;
     assert_eq!((text.as_str(), exit), ("there is no listener \":444\"", Exit::Failure));

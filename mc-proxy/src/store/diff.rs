@@ -113,6 +113,12 @@ fn target(lines: &mut Vec<Difference>, place: &str, seed: &Target, db: &Target) 
     field(lines, place, "tls_cert", path(&seed.tls_cert), path(&db.tls_cert));
     field(lines, place, "tls_key", path(&seed.tls_key), path(&db.tls_key));
     field(lines, place, "backend_tls", seed.backend_tls, db.backend_tls);
+    field(lines, place, "backend_ca", path(&seed.backend_ca), path(&db.backend_ca));
+    let server_name =
+        |target: &Target| target.backend_server_name.as_ref().map_or("none".to_owned(), ToString::to_string);
+    field(lines, place, "backend_server_name", server_name(seed), server_name(db));
+    field(lines, place, "backend_insecure", seed.backend_insecure, db.backend_insecure);
+    field(lines, place, "backend_protocol", seed.backend_protocol.as_str(), db.backend_protocol.as_str());
     let send_proxy = |target: &Target| target.send_proxy.map_or("false", ProxyVersion::as_str);
     field(lines, place, "send_proxy_protocol", send_proxy(seed), send_proxy(db));
     field(lines, place, "transparent", seed.transparent, db.transparent);
@@ -163,7 +169,7 @@ fn paired<'a, T, K: Ord>(seed: &'a [T], db: &'a [T], key: impl Fn(&T) -> K) -> B
 mod tests {
     use super::*;
     use crate::{
-        desired::{L7Policy, L7PolicyKind, Route},
+        desired::{BackendProtocol, L7Policy, L7PolicyKind, Route},
         firewall::{Expiry, Subject},
         store::Change,
     };
@@ -190,6 +196,8 @@ mod tests {
         second.routes.reverse();
         second.routes[2].target.backends.push("three:3".parse().unwrap());
         second.routes[2].target.tls_cert = Some("/a.pem".into());
+        second.routes[2].target.backend_server_name = Some("inner.test".parse().unwrap());
+        second.routes[2].target.backend_protocol = BackendProtocol::H2;
         second.routes[2].target.l7_policies =
             vec![L7Policy { kind: L7PolicyKind::RequireHeader, value: "x-key".to_owned(), shadow: false }];
         second.routes.remove(1);
@@ -220,6 +228,15 @@ mod tests {
                     false
                 ),
                 ("listener \":443\", route \"a.test\": tls_cert is /a.pem in the database, none in the file", false),
+                (
+                    "listener \":443\", route \"a.test\": backend_server_name is inner.test in the database, none in the \
+                     file",
+                    false
+                ),
+                (
+                    "listener \":443\", route \"a.test\": backend_protocol is h2 in the database, auto in the file",
+                    false
+                ),
                 (
                     "listener \":443\", route \"a.test\": l7_policies is [require_header \"x-key\"] in the database, [] in \
                  the file",

@@ -22,6 +22,7 @@ pub(super) const MIGRATIONS: &[Migration] = &[
     Migration { sql: include_str!("migrations/0002_rules.sql"), code: Some(version1::move_rules) },
     Migration { sql: include_str!("migrations/0003_l4.sql"), code: None },
     Migration { sql: include_str!("migrations/0004_l7.sql"), code: None },
+    Migration { sql: include_str!("migrations/0005_l7_backend.sql"), code: None },
 ];
 
 /// "mcpx", in the header of every database of this program.

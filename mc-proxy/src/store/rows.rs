@@ -16,6 +16,7 @@ use crate::{
     firewall::Subject,
     net::addr::BackendAddr,
     route::alpn,
+    tls::ServerName,
 };
 
 /// An error of SQLite that does not know its file yet, or one that is complete.
@@ -105,7 +106,8 @@ pub(super) fn upsert_route(conn: &Connection, listener: i64, route: &Route) -> R
     let target = &route.target;
     conn.prepare_cached(
         "UPDATE routes SET mode = ?2, tls_cert = ?3, tls_key = ?4, backend_tls = ?5, send_proxy_protocol = ?6,
-             proxy_protocol_version = ?7, transparent = ?8, splice = ?9
+             proxy_protocol_version = ?7, transparent = ?8, splice = ?9, backend_ca = ?10, backend_server_name = ?11,
+             backend_insecure = ?12, backend_protocol = ?13
          WHERE id = ?1",
     )?
     .execute(params![
@@ -118,6 +120,10 @@ pub(super) fn upsert_route(conn: &Connection, listener: i64, route: &Route) -> R
         target.send_proxy.unwrap_or_default().as_str(),
         target.transparent,
         target.splice.map(Splice::as_str),
+        optional_text(target.backend_ca.as_deref())?,
+        target.backend_server_name.as_ref().map(ServerName::as_str),
+        target.backend_insecure,
+        target.backend_protocol.as_str(),
     ])?;
     conn.prepare_cached("DELETE FROM backends WHERE route_id = ?1")?.execute([id])?;
     conn.prepare_cached("DELETE FROM l7_policies WHERE route_id = ?1")?.execute([id])?;
@@ -189,7 +195,8 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
 
     let mut statement = conn.prepare(
         "SELECT id, listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol,
-             proxy_protocol_version, transparent, splice, alpn
+             proxy_protocol_version, transparent, splice, alpn, backend_ca, backend_server_name, backend_insecure,
+             backend_protocol
          FROM routes ORDER BY id",
     )?;
     let mut rows = statement.query([])?;
@@ -199,12 +206,17 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
         let listener: &mut Listener = listener.ok_or_else(|| at.bad("its listener does not exist"))?;
         let version: ProxyVersion = at.parse(&row.get::<_, String>(8)?)?;
         let splice = row.get::<_, Option<String>>(10)?;
+        let server_name = row.get::<_, Option<String>>(13)?;
         let target = Target {
             backends: backends.remove(&at.id).ok_or_else(|| at.bad("it has no backend"))?,
             mode: at.parse(&row.get::<_, String>(3)?)?,
             tls_cert: row.get::<_, Option<String>>(4)?.map(PathBuf::from),
             tls_key: row.get::<_, Option<String>>(5)?.map(PathBuf::from),
             backend_tls: row.get(6)?,
+            backend_ca: row.get::<_, Option<String>>(12)?.map(PathBuf::from),
+            backend_server_name: server_name.map(|name| at.parse_canonical(&name)).transpose()?,
+            backend_insecure: row.get(14)?,
+            backend_protocol: at.parse(&row.get::<_, String>(15)?)?,
             send_proxy: row.get::<_, bool>(7)?.then_some(version),
             transparent: row.get(9)?,
             splice: splice.map(|word| at.parse(&word)).transpose()?,
@@ -297,8 +309,9 @@ fn insert_target(conn: &Connection, listener: i64, route: Option<&Route>, target
     let id = conn
         .prepare_cached(
             "INSERT INTO routes (listener_id, hostname, mode, tls_cert, tls_key, backend_tls, send_proxy_protocol,
-                 proxy_protocol_version, transparent, splice, alpn)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                 proxy_protocol_version, transparent, splice, alpn, backend_ca, backend_server_name, backend_insecure,
+                 backend_protocol)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )?
         .insert(params![
             listener,
@@ -312,6 +325,10 @@ fn insert_target(conn: &Connection, listener: i64, route: Option<&Route>, target
             target.transparent,
             target.splice.map(Splice::as_str),
             route.map(|route| alpn_text(&route.alpn)).unwrap_or_default(),
+            optional_text(target.backend_ca.as_deref())?,
+            target.backend_server_name.as_ref().map(ServerName::as_str),
+            target.backend_insecure,
+            target.backend_protocol.as_str(),
         ])?;
     insert_lists(conn, id, target)
 }

@@ -1,6 +1,6 @@
 //! Routes and their policies.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use mc_proxy_proto::v1;
 use tonic::Status;
@@ -9,9 +9,10 @@ use super::{invalid, parse};
 use crate::{
     config::{self, Splice},
     control::ListenerRoutes,
-    desired::{L7Policy, L7PolicyKind, Mode, ProxyVersion, Route, RouteKey, Target},
+    desired::{L7Policy, L7PolicyKind, Mode, ProxyVersion, Route, RouteKey, Target, UnknownWord},
     net::addr::BackendAddr,
     route::{Pattern, alpn},
+    tls::ServerName,
 };
 
 /// Longest file name that Linux opens.
@@ -55,10 +56,7 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
     let route = route.ok_or_else(|| invalid("route", "is required"))?;
     let hostname = hostname("route.hostname", &route.hostname)?;
     let backends = backends(&route.backend, &route.backends)?;
-    let mode = match route.mode.as_str() {
-        "" => Mode::L4,
-        word => parse("route.mode", word)?,
-    };
+    let mode: Mode = word_or_default("route.mode", &route.mode)?;
     refuse_unavailable("listeners.routes.mode", "route.mode", mode.as_str())?;
     let send_proxy = send_proxy(route.send_proxy_protocol, &route.proxy_protocol_version)?;
     if route.transparent
@@ -85,6 +83,10 @@ pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status>
         tls_cert: path("route.tls_cert", route.tls_cert)?,
         tls_key: path("route.tls_key", route.tls_key)?,
         backend_tls: route.backend_tls,
+        backend_ca: path("route.backend_ca", route.backend_ca)?,
+        backend_server_name: server_name("route.backend_server_name", &route.backend_server_name)?,
+        backend_insecure: route.backend_insecure,
+        backend_protocol: word_or_default("route.backend_protocol", &route.backend_protocol)?,
         send_proxy,
         transparent: route.transparent,
         splice,
@@ -147,6 +149,10 @@ fn target_to_proto(hostname: String, alpn: Vec<String>, target: Target) -> v1::R
         tls_cert: text(target.tls_cert),
         tls_key: text(target.tls_key),
         backend_tls: target.backend_tls,
+        backend_ca: text(target.backend_ca),
+        backend_server_name: target.backend_server_name.map(|name| name.to_string()).unwrap_or_default(),
+        backend_insecure: target.backend_insecure,
+        backend_protocol: target.backend_protocol.as_str().to_owned(),
         send_proxy_protocol: target.send_proxy.is_some(),
         l7_policies: target.l7_policies.into_iter().map(policy_to_proto).collect(),
         alpn,
@@ -172,6 +178,18 @@ fn backends(first: &str, rest: &[String]) -> Result<Vec<BackendAddr>, Status> {
         return Err(invalid("route.backend", "is required, such as \"127.0.0.1:8443\""));
     }
     Ok(backends)
+}
+
+/// What is empty is as if it had not been said.
+fn word_or_default<T: FromStr<Err = UnknownWord> + Default>(field: &str, word: &str) -> Result<T, Status> {
+    if word.is_empty() { Ok(T::default()) } else { parse(field, word) }
+}
+
+fn server_name(field: &str, text: &str) -> Result<Option<ServerName>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error| invalid(field, format_args!("\"{text}\": {error}")))
 }
 
 fn path(field: &str, text: String) -> Result<Option<PathBuf>, Status> {
@@ -236,6 +254,15 @@ mod tests {
             ),
             (Some(v1::Route { alpn: vec!["x".into(); 33], ..good() }), "route.alpn: 32 names are the most"),
             (Some(v1::Route { tls_cert: "a\0b".into(), ..good() }), "route.tls_cert: is not a file name"),
+            (Some(v1::Route { backend_ca: "a\0b".into(), ..good() }), "route.backend_ca: is not a file name"),
+            (
+                Some(v1::Route { backend_server_name: "10.0.0.1".into(), ..good() }),
+                "route.backend_server_name: \"10.0.0.1\": the name is an IP address",
+            ),
+            (
+                Some(v1::Route { backend_protocol: "h3".into(), ..good() }),
+                "route.backend_protocol: \"h3\" is not one of",
+            ),
             (Some(v1::Route { tls_key: "k".repeat(PATH_MAX), ..good() }), "route.tls_key: is not a file name"),
             (
                 Some(v1::Route { l7_policies: vec![policy("nope", "x")], ..good() }),
@@ -276,6 +303,10 @@ mod tests {
             backends: vec!["b:2".into(), "a:1".into(), "b:2".into()],
             tls_cert: "/certs/a.pem".into(),
             backend_tls: true,
+            backend_ca: "/certs/ca.pem".into(),
+            backend_server_name: "App.internal.".into(),
+            backend_insecure: true,
+            backend_protocol: "h2".into(),
             ..message("APP.example.com.", "a:1")
         }))
         .unwrap();
@@ -284,5 +315,9 @@ mod tests {
         assert_eq!(route.target.backends.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a:1", "b:2"]);
         assert_eq!(route.target.tls_cert.as_deref(), Some("/certs/a.pem".as_ref()));
         assert!(route.target.backend_tls);
+        let sent = target_to_proto(String::new(), Vec::new(), route.target.clone());
+        assert_eq!((sent.backend_ca.as_str(), sent.backend_insecure), ("/certs/ca.pem", true));
+        assert_eq!((sent.backend_server_name.as_str(), sent.backend_protocol.as_str()), ("app.internal", "h2"));
+        assert_eq!(super::route(Some(v1::Route { hostname: "a.b".into(), ..sent })).unwrap().target, route.target);
     }
 }

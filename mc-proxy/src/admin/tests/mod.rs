@@ -110,14 +110,14 @@ async fn routes() {
 
     let list = v1::ListRoutesRequest { listener_addr: ":443".into() };
     let listed = client.list_routes(list.clone()).await.unwrap().into_inner();
-    let stored = v1::Route {
+    let stored = |hostname: &str, backend: &str| v1::Route {
         mode: "l4".into(),
-        backends: vec!["b:3".into()],
-        backend_tls: true,
-        ..route("app.example.com", "a:9")
+        backend_protocol: "auto".into(),
+        ..route(hostname, backend)
     };
+    let again = v1::Route { backends: vec!["b:3".into()], backend_tls: true, ..stored("app.example.com", "a:9") };
     assert_eq!(listed.listener_addr, ":443");
-    assert_eq!(listed.routes, [stored, v1::Route { mode: "l4".into(), ..route("*.example.com", "a:2") }]);
+    assert_eq!(listed.routes, [again, stored("*.example.com", "a:2")]);
     assert_eq!(listed.default_route.unwrap().backend, "unix:/run/default.sock");
 
     let remove = |hostname: &str| v1::RemoveRouteRequest {

@@ -1,6 +1,7 @@
 //! `[http]`.
 
 use super::*;
+use crate::desired::BackendProtocol;
 
 #[test]
 fn limits_of_http() {
@@ -67,4 +68,55 @@ fn shadow_policies() {
     );
     let shadows = config.seed.listeners[0].routes[0].target.l7_policies.iter().map(|policy| policy.shadow);
     assert_eq!(shadows.collect::<Vec<_>>(), [true, false]);
+}
+
+/// With what the lines say beside a backend, by routes of mode `l7` in a version that has them.
+fn l7(lines: &str) -> Result<Loaded, ConfigErrors> {
+    let text = format!(
+        "{DATABASE}[[listeners]]\naddr = \":443\"\n[[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\n\
+         mode = \"l7\"\ntls_cert = \"c\"\ntls_key = \"k\"\n{lines}"
+    );
+    parse_with(&text, "f.toml", NO_ENV, &[])
+}
+
+#[test]
+fn what_a_backend_is_spoken_to_with() {
+    let target = |lines| l7(lines).unwrap().config.seed.listeners[0].routes[0].target.clone();
+    let default = target("");
+    assert_eq!((default.mode, default.backend_protocol), (Mode::L7, BackendProtocol::Auto));
+    assert_eq!((default.backend_ca, default.backend_server_name, default.backend_insecure), (None, None, false));
+    let whole = target(
+        "backend_tls = true\nbackend_ca = \"/ca.pem\"\nbackend_server_name = \"App.Internal.\"\n\
+         backend_protocol = \"h2\"",
+    );
+    assert_eq!((whole.backend_tls, whole.backend_protocol), (true, BackendProtocol::H2));
+    assert_eq!(
+        (whole.backend_ca.as_deref(), whole.backend_roots()),
+        (Some("/ca.pem".as_ref()), Some("/ca.pem".as_ref()))
+    );
+    assert_eq!(whole.backend_server_name, Some("app.internal".parse().unwrap()));
+    let none = target("backend_ca = \"\"\nbackend_server_name = \"\"\nbackend_insecure = true");
+    assert_eq!((none.backend_ca, none.backend_server_name, none.backend_insecure), (None, None, true));
+    let error = l7("backend_server_name = \"10.0.0.1\"").unwrap_err().to_string();
+    assert!(
+        error.contains("listeners.routes.backend_server_name: \"10.0.0.1\": the name is an IP address; write"),
+        "{error}"
+    );
+    let error = l7("[listeners.default]\nbackend = \"a:1\"\nmode = \"l7\"\ntls_cert = \"\"").unwrap_err().to_string();
+    assert!(error.contains("listeners.default.tls_cert is required") && error.contains("tls_key is"), "{error}");
+}
+
+#[test]
+fn what_has_no_effect_on_a_backend_is_told() {
+    let warnings = |lines| l7(lines).unwrap().warnings.into_iter().map(|warning| warning.text).collect::<Vec<_>>();
+    let without = "has no effect without backend_tls = true";
+    assert_eq!(
+        warnings("backend_ca = \"c\"\nbackend_server_name = \"a\"\nbackend_insecure = true"),
+        ["ca", "server_name", "insecure"].map(|key| format!("listeners.routes.backend_{key} {without}"))
+    );
+    assert_eq!(
+        warnings("backend_tls = true\nbackend_ca = \"c\"\nbackend_insecure = true"),
+        ["listeners.routes.backend_ca has no effect with backend_insecure = true; remove one of the two"]
+    );
+    assert_eq!(warnings("backend_tls = true\nbackend_insecure = true\nbackend_server_name = \"a\""), [""; 0]);
 }

@@ -83,6 +83,17 @@ async fn a_certificate_that_does_not_load_is_refused_and_nothing_changes() {
     let mut without = l7(&files);
     without.target.tls_key = None;
     assert!(refusal(without).await.starts_with("route.tls_cert: is required"));
+    let files = make("a.example").write(dir.path());
+    let mut unverified = l7(&files);
+    unverified.target.backend_tls = true;
+    unverified.target.backend_ca = Some(files.key.clone());
+    assert_eq!(
+        refusal(unverified.clone()).await,
+        format!("route.backend_ca: {key}: there is no PEM certificate in it")
+    );
     assert!(bench.control.routes(":443".into()).await.unwrap().routes.is_empty());
     assert!(bench.control.certificates().await.unwrap().is_empty());
+    // Whoever looks at no certificate of the backend needs no authority.
+    unverified.target.backend_insecure = true;
+    bench.control.add_route(":443".into(), unverified).await.unwrap();
 }

@@ -254,6 +254,9 @@ fn a_row_that_the_api_would_refuse_is_named() {
         ),
         ("UPDATE routes SET hostname = 'A.test'", "table routes, row 1: \"A.test\" must be written \"a.test\""),
         ("UPDATE routes SET mode = 'l5'", "\"l5\" is not one of"),
+        ("UPDATE routes SET backend_protocol = 'h3'", "\"h3\" is not one of \"auto\", \"http1\", \"h2\""),
+        ("UPDATE routes SET backend_server_name = 'A.test'", "\"A.test\" must be written \"a.test\""),
+        ("UPDATE routes SET backend_server_name = '10.0.0.1'", "table routes, row 1: the name is an IP address"),
         ("UPDATE backends SET addr = 'x'", "\"x\" is not a backend address"),
         ("DELETE FROM backends", "it has no backend"),
         (
@@ -350,8 +353,8 @@ fn a_migration_carries_the_data_on() {
     assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
 
     let error = Store::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::TooNew { found: 5, supported: 4, .. }), "{error}");
-    assert!(error.to_string().contains("schema version 5, this mc-proxy knows versions up to 4"), "{error}");
+    assert!(matches!(error, StoreError::TooNew { found: 6, supported: 5, .. }), "{error}");
+    assert!(error.to_string().contains("schema version 6, this mc-proxy knows versions up to 5"), "{error}");
     assert_eq!(Store::open_with(&path, &next).unwrap().load().unwrap(), version_1_content());
 }
 

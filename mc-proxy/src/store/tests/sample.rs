@@ -1,6 +1,6 @@
 //! Values to store.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use proptest::prelude::*;
@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use crate::{
     config::Splice,
     desired::{
-        AcceptProxy, Desired, L7Policy, L7PolicyKind, Listener, Mode, Protocol, ProxyVersion, Route, RouteKey, Target,
+        AcceptProxy, BackendProtocol, Desired, L7Policy, L7PolicyKind, Listener, Mode, Protocol, ProxyVersion, Route,
+        RouteKey, Target,
     },
     firewall::{Action, Expiry, Rule, RuleKey, RuleScope, Subject},
     net::addr::BackendAddr,
@@ -110,6 +111,12 @@ prop_compose! {
         tls_cert in prop::option::of("/\\PC{0,20}"),
         tls_key in prop::option::of("/\\PC{0,20}"),
         backend_tls: bool,
+        (backend_ca, backend_server_name, backend_insecure, backend_protocol) in (
+            prop::option::of("/\\PC{0,20}"),
+            prop::option::of("[a-z0-9_-]{1,20}(\\.[a-z]{1,10}){1,3}"),
+            any::<bool>(),
+            prop::sample::select(vec![BackendProtocol::Auto, BackendProtocol::Http1, BackendProtocol::H2]),
+        ),
         send_proxy in prop::option::of(prop::sample::select(vec![ProxyVersion::V1, ProxyVersion::V2])),
         transparent: bool,
         splice in prop::option::of(prop::sample::select(vec![Splice::Auto, Splice::Sockmap, Splice::Userspace])),
@@ -123,6 +130,10 @@ prop_compose! {
             tls_cert: tls_cert.map(Into::into),
             tls_key: tls_key.map(Into::into),
             backend_tls,
+            backend_ca: backend_ca.map(PathBuf::from),
+            backend_server_name: backend_server_name.map(|name: String| name.parse().unwrap()),
+            backend_insecure,
+            backend_protocol,
             send_proxy,
             transparent,
             splice,

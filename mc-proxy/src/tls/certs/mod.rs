@@ -13,6 +13,7 @@
 mod config;
 mod leaf;
 mod pair;
+mod roots;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -22,5 +23,6 @@ pub use self::{
     config::{H2, HTTP_1_1, server_config},
     leaf::{Leaf, LeafError},
     pair::{CertError, CertFiles, Pair},
+    roots::{RootsError, roots},
     store::{CertStatus, Certificate, Certificates, Expiry, Figures, Reloaded, Staged},
 };

@@ -156,7 +156,7 @@ impl CertFiles {
     }
 }
 
-fn read(path: &Path) -> io::Result<(Vec<u8>, fs::Metadata)> {
+pub(super) fn read(path: &Path) -> io::Result<(Vec<u8>, fs::Metadata)> {
     // A pipe in the place of a file would hold up whoever opens it.
     let nonblock = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = fs::OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
