@@ -63,6 +63,8 @@ pub enum Protocol {
     Tls,
     /// Any protocol; every connection takes the default route.
     Tcp,
+    /// HTTP without TLS; every request is sent to the same place with `https`. There are no routes, and there is no default.
+    HttpRedirect,
 }
 
 /// A hostname and where its connections go.
@@ -259,6 +261,7 @@ impl Protocol {
         match self {
             Self::Tls => "tls",
             Self::Tcp => "tcp",
+            Self::HttpRedirect => "http-redirect",
         }
     }
 }
@@ -270,7 +273,8 @@ impl FromStr for Protocol {
         match word {
             "tls" => Ok(Self::Tls),
             "tcp" => Ok(Self::Tcp),
-            _ => Err(UnknownWord { given: word.to_owned(), expected: "\"tls\", \"tcp\"" }),
+            "http-redirect" => Ok(Self::HttpRedirect),
+            _ => Err(UnknownWord { given: word.to_owned(), expected: "\"tls\", \"tcp\", \"http-redirect\"" }),
         }
     }
 }

@@ -146,12 +146,12 @@ impl Lower<'_, '_> {
         let proxy = self.accept_proxy(&given.value);
         let file::Listener { protocol, max_connections, max_connections_per_source, default, routes, .. } = given.value;
         let protocol_at = protocol.as_ref().map(|protocol| protocol.at.clone());
-        let words = [("tls", Protocol::Tls), ("tcp", Protocol::Tcp)];
+        let words = [("tls", Protocol::Tls), ("tcp", Protocol::Tcp), ("http-redirect", Protocol::HttpRedirect)];
         let protocol = self.word(protocol, "listeners.protocol", &words);
         let max_connections = self.not_negative(max_connections, "listeners.max_connections");
         let max_connections_per_source =
             self.not_negative(max_connections_per_source, "listeners.max_connections_per_source");
-        let has_default = default.is_some();
+        let default_at = default.as_ref().map(|default| default.at.clone());
         let default = default.and_then(|default| {
             if let Some(hostname) = &default.value.hostname {
                 let text = "listeners.default.hostname: a default route has no hostname; remove it, or write \
@@ -166,17 +166,8 @@ impl Lower<'_, '_> {
             self.target(default, "listeners.default")
         });
         let routes = routes.map(|given| given.value).unwrap_or_default();
-        if let Some(at) = protocol_at.filter(|_| protocol == Protocol::Tcp) {
-            if let Some(first) = routes.first() {
-                let text = "listeners.routes: with protocol = \"tcp\" no server name is read; write \
-                            [listeners.default] instead";
-                self.report.error(&first.at, text);
-            } else if !has_default {
-                let text = "listeners.default is required with protocol = \"tcp\"; write [listeners.default] with a \
-                            backend";
-                self.report.error(&at, text);
-            }
-        }
+        let first_at = routes.first().map(|route| route.at.clone());
+        self.check_protocol(protocol, &protocol_at.unwrap_or_default(), first_at, default_at);
         let routes = self.routes(routes);
         addr.map(|addr| Listener {
             addr,
@@ -187,6 +178,34 @@ impl Lower<'_, '_> {
             default,
             routes,
         })
+    }
+
+    /// Whether there are the routes that the protocol needs, and no others.
+    fn check_protocol(&mut self, protocol: Protocol, at: &At, first_route: Option<At>, default: Option<At>) {
+        match (protocol, first_route, default) {
+            (Protocol::Tls, ..) | (Protocol::Tcp, None, Some(_)) | (Protocol::HttpRedirect, None, None) => {}
+            (Protocol::Tcp, Some(route), _) => {
+                let text = "listeners.routes: with protocol = \"tcp\" no server name is read; write \
+                            [listeners.default] instead";
+                self.report.error(&route, text);
+            }
+            (Protocol::Tcp, None, None) => {
+                let text = "listeners.default is required with protocol = \"tcp\"; write [listeners.default] with a \
+                            backend";
+                self.report.error(at, text);
+            }
+            (Protocol::HttpRedirect, route, default) => {
+                for (key, at) in [("routes", route), ("default", default)] {
+                    if let Some(at) = at {
+                        let text = format!(
+                            "listeners.{key}: with protocol = \"http-redirect\" every request is redirected to https; \
+                             remove it"
+                        );
+                        self.report.error(&at, text);
+                    }
+                }
+            }
+        }
     }
 
     fn routes(&mut self, given: Vec<Given<file::Route>>) -> Vec<Route> {

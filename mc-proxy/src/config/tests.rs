@@ -87,6 +87,9 @@ fn a_whole_configuration() {
         addr = "10.0.0.1:25"
         protocol = "tcp"
         default = { backend = "10.0.0.2:25" }
+        [[listeners]]
+        addr = ":80"
+        protocol = "http-redirect"
         [firewall]
         geoip_db = "geo.mmdb"
         rate_limit = 20
@@ -122,7 +125,7 @@ fn a_whole_configuration() {
         "#,
     );
     assert_eq!(warnings, []);
-    let [tls, tcp] = &config.seed.listeners[..] else { panic!("{:?}", config.seed) };
+    let [tls, tcp, redirect] = &config.seed.listeners[..] else { panic!("{:?}", config.seed) };
     assert_eq!((tls.addr.as_str(), tls.protocol, tls.max_connections), (":443", Protocol::Tls, 10_000));
     assert_eq!(tls.default.as_ref().unwrap().backends[0].to_string(), "unix:/run/default.sock");
     let routes = tls.routes.iter().map(|r| (r.hostname.to_string(), r.target.backends.len(), r.target.backend_tls));
@@ -131,6 +134,7 @@ fn a_whole_configuration() {
         [("app.example.com".to_owned(), 1, true), ("*.example.com".to_owned(), 2, false)]
     );
     assert_eq!((tcp.protocol, tcp.default.is_some()), (Protocol::Tcp, true));
+    assert_eq!((redirect.protocol, redirect.default.is_some()), (Protocol::HttpRedirect, false));
     let rules =
         config.seed.rules.iter().map(|rule| (rule.key.action, rule.key.subject.to_string())).collect::<Vec<_>>();
     assert_eq!(
@@ -209,7 +213,7 @@ fn every_error_has_place_key_value_and_remedy() {
         (&["[[listeners]]\nprotocol = \"tls\""], "3:1: listeners.addr is required; write addr = \":443\"".into()),
         (&["[[listeners]]\naddr = \"443\""], format!("4:8: listeners.addr: \"443\" is not a listen address; {ADDR}")),
         (&[LISTENER, "max_connections = -1"], "5:19: listeners.max_connections must not be negative: -1; write 0 for no limit".into()),
-        (&[LISTENER, "protocol = \"tsl\""], "5:12: listeners.protocol: \"tsl\" is not one of \"tls\", \"tcp\"; did you mean \"tls\"?".into()),
+        (&[LISTENER, "protocol = \"tsl\""], "5:12: listeners.protocol: \"tsl\" is not one of \"tls\", \"tcp\", \"http-redirect\"; did you mean \"tls\"?".into()),
         (&[LISTENER, "proxy_trusted = [\"10.0.0.1/8\"]"], "5:18: listeners.proxy_trusted: \"10.0.0.1/8\" has host bits set; the canonical CIDR is \"10.0.0.0/8\"".into()),
         (&[LISTENER, LISTENER], "6:8: listeners.addr: \":443\" binds the same socket as the listener at line 4; remove one of the two".into()),
         (&[LISTENER, "[[listeners]]\naddr = \"[::]:443\""], "6:8: listeners.addr: \"[::]:443\" binds the same socket as the listener at line 4; remove one of the two".into()),
@@ -228,6 +232,8 @@ fn every_error_has_place_key_value_and_remedy() {
         (&[LISTENER, ROUTE, "backends = [\"a:2\"]"], "8:12: listeners.routes.backends stands beside listeners.routes.backend; write all of them in backends".into()),
         (&[LISTENER, "[listeners.default]\nbackend = \"foo\""], format!("6:11: listeners.default.backend: \"foo\" is not a backend address; {BACKEND}")),
         (&[LISTENER, "[listeners.default]"], "5:1: listeners.default.backend is required; write backend = \"127.0.0.1:8443\"".into()),
+        (&[LISTENER, "protocol = \"http-redirect\"\n", "[listeners.default]\nbackend = \"a:1\""], "6:1: listeners.default: with protocol = \"http-redirect\" every request is redirected to https; remove it".into()),
+        (&[LISTENER, "protocol = \"http-redirect\"\n", ROUTE], "6:1: listeners.routes: with protocol = \"http-redirect\" every request is redirected to https; remove it".into()),
         (&[LISTENER, ROUTE, "mode = \"L4\""], "8:8: listeners.routes.mode: \"L4\" is not one of \"l4\", \"l7\"; did you mean \"l4\"?".into()),
         (&[LISTENER, ROUTE, "backend_protocol = \"http2\""], "8:20: listeners.routes.backend_protocol: \"http2\" is not one of \"auto\", \"http1\", \"h2\"; did you mean \"http1\"?".into()),
         (&[LISTENER, ROUTE, "[[listeners.routes.l7_policies]]\nvalue = \"x\""], "8:1: listeners.routes.l7_policies.type is required; write type = \"block_user_agent\" or \"require_header\"".into()),
@@ -304,7 +310,6 @@ fn features_of_later_versions_are_refused() {
     let route = format!("{listener}[[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\n");
     let default = format!("{listener}[listeners.default]\nbackend = \"a:1\"\n");
     for (text, what) in [
-        (format!("{listener}protocol = \"http-redirect\""), "5:12: listeners.protocol = \"http-redirect\""),
         (format!("{route}mode = \"l7\""), "8:8: listeners.routes.mode = \"l7\""),
         (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
         ("[grpc]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: grpc.addr = \"127.0.0.1:9090\""),

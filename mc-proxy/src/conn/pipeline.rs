@@ -191,7 +191,7 @@ async fn greet(
 ) -> Result<Vec<u8>, Outcome> {
     match record.permit().listener().protocol {
         Protocol::Tls => {}
-        Protocol::Tcp => return Ok(begun),
+        Protocol::Tcp | Protocol::HttpRedirect => return Ok(begun),
     }
     let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
     let mut reader = ClientHelloReader::new();

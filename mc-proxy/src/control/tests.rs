@@ -9,10 +9,15 @@ mod explain;
 mod failures;
 mod support;
 
-use support::{Bench, listener, route};
+use support::{Bench, Setup, listener, route};
 
 use super::*;
-use crate::{conn::Listening, desired::L7PolicyKind, route::Pattern, tls::AlpnOffer};
+use crate::{
+    conn::Listening,
+    desired::{L7PolicyKind, Listener, Protocol},
+    route::Pattern,
+    tls::AlpnOffer,
+};
 
 #[tokio::test]
 async fn routes_are_published_as_a_whole_and_stored() {
@@ -75,4 +80,14 @@ async fn a_release_leaves_the_kernel_plane_and_frees_the_database() {
     let bench = Bench::new();
     bench.control.stop().await.unwrap();
     assert!(bench.plane.is_shut_down());
+}
+
+#[tokio::test]
+async fn a_listener_that_redirects_has_no_routes() {
+    let listener = Listener { protocol: Protocol::HttpRedirect, ..Listener::new(":80".parse().unwrap()) };
+    let bench = Bench::with(Setup { listener, ..Setup::default() });
+    let error = bench.control.add_route(":80".into(), route("a.example", "10.0.0.1:443")).await.unwrap_err();
+    assert!(matches!(error, ControlError::Invalid(_)));
+    assert!(error.to_string().starts_with("listener_addr: :80 redirects every request"), "{error}");
+    assert!(bench.restarted().await.control.routes(":80".into()).await.unwrap().routes.is_empty());
 }

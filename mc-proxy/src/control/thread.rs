@@ -214,9 +214,17 @@ impl Thread {
 
     fn add_route(&mut self, listener: &str, route: Route) -> Result<(), ControlError> {
         let index = self.index(listener)?;
-        if self.owned.listeners.get(index).is_some_and(|listener| listener.protocol == Protocol::Tcp) {
-            let why = "it has protocol \"tcp\", and every connection takes its default route, which is set in the file";
-            return Err(ControlError::Refused(format!("listener {listener} reads no server name: {why}")));
+        match self.owned.listeners.get(index).map(|listener| listener.protocol) {
+            Some(Protocol::Tls) | None => {}
+            Some(Protocol::Tcp) => {
+                let why =
+                    "it has protocol \"tcp\", and every connection takes its default route, which is set in the file";
+                return Err(ControlError::Refused(format!("listener {listener} reads no server name: {why}")));
+            }
+            Some(Protocol::HttpRedirect) => {
+                let why = "it has protocol \"http-redirect\", and no routes";
+                return Err(ControlError::Invalid(format!("listener_addr: {listener} redirects every request: {why}")));
+            }
         }
         if route.target.transparent {
             transparent::probe(self.owned.edge.proxy.transparent_mark)

@@ -236,18 +236,29 @@ pub(super) fn listeners(conn: &Connection, path: &Path) -> Result<Vec<Listener>,
         }
     }
     for (id, place) in place_of {
-        let Some(listener) = listeners.get(place).filter(|listener| listener.protocol == Protocol::Tcp) else {
-            continue;
-        };
-        let at = RowPlace { path, table: "listeners", id };
-        if !listener.routes.is_empty() {
-            return Err(at.bad("it has protocol \"tcp\", and routes with hostnames").into());
-        }
-        if listener.default.is_none() {
-            return Err(at.bad("it has protocol \"tcp\", and no default route").into());
+        if let Some(listener) = listeners.get(place) {
+            check_protocol(&RowPlace { path, table: "listeners", id }, listener)?;
         }
     }
     Ok(listeners)
+}
+
+/// Whether a listener has the routes that its protocol needs, and no others.
+fn check_protocol(at: &RowPlace<'_>, listener: &Listener) -> Result<(), Failure> {
+    let needs_default = match listener.protocol {
+        Protocol::Tls => return Ok(()),
+        Protocol::Tcp => true,
+        Protocol::HttpRedirect => false,
+    };
+    let protocol = listener.protocol.as_str();
+    if !listener.routes.is_empty() {
+        return Err(at.bad(&format!("it has protocol \"{protocol}\", and routes with hostnames")).into());
+    }
+    if needs_default != listener.default.is_some() {
+        let what = if needs_default { "no" } else { "a" };
+        return Err(at.bad(&format!("it has protocol \"{protocol}\", and {what} default route")).into());
+    }
+    Ok(())
 }
 
 fn accept_proxy(at: &RowPlace<'_>, trusted: &str, trust_any: bool) -> Result<AcceptProxy, Failure> {

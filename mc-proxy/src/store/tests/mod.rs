@@ -271,6 +271,14 @@ fn a_row_that_the_api_would_refuse_is_named() {
             "DELETE FROM routes; UPDATE listeners SET protocol = 'tcp'",
             "table listeners, row 1: it has protocol \"tcp\", and no default route",
         ),
+        (
+            "UPDATE listeners SET protocol = 'http-redirect'",
+            "table listeners, row 1: it has protocol \"http-redirect\", and routes with hostnames",
+        ),
+        (
+            "UPDATE routes SET hostname = NULL; UPDATE listeners SET protocol = 'http-redirect'",
+            "table listeners, row 1: it has protocol \"http-redirect\", and a default route",
+        ),
         ("INSERT INTO l7_policies VALUES (1, 0, 'x', 'y', 0)", "\"x\" is not one of"),
     ] {
         let (_dir, path) = place();

@@ -63,7 +63,7 @@ prop_compose! {
 
 prop_compose! {
     fn listener()(
-        protocol in prop::sample::select(vec![Protocol::Tls, Protocol::Tcp]),
+        protocol in prop::sample::select(vec![Protocol::Tls, Protocol::Tcp, Protocol::HttpRedirect]),
         max_connections in 0..=i64::MAX as u64,
         max_connections_per_source in 0..=i64::MAX as u64,
         proxy in prop::option::of(accept_proxy()),
@@ -78,7 +78,8 @@ prop_compose! {
             [RouteKey { hostname: pattern(text), alpn }, key(text)]
         });
         // Without a default there is nothing for "tcp", and with one nothing else.
-        let protocol = if default.is_none() { Protocol::Tls } else { protocol };
+        let protocol = if default.is_none() && protocol == Protocol::Tcp { Protocol::Tls } else { protocol };
+        let default = default.filter(|_| protocol != Protocol::HttpRedirect);
         let keys = keys.collect::<BTreeSet<_>>();
         let routes = keys.into_iter().rev().zip(targets).filter(|_| protocol == Protocol::Tls);
         Listener {
