@@ -249,6 +249,10 @@ shape! {
         max_continuations: i64,
         max_control_frames: i64,
         window: Duration,
+        pool_idle_timeout: Duration,
+        pool_max_idle: i64,
+        max_backend_connections: i64,
+        trusted_proxies: Vec<Given<String>>,
     }
 }
 

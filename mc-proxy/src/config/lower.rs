@@ -97,12 +97,14 @@ pub(super) fn lower(root: file::Root, report: &mut Report<'_>) -> Config {
     let (rules, firewall) = lower.firewall(section(root.firewall).0);
     let seed = Desired { listeners: lower.listeners(root.listeners), rules };
     lower.metrics(section(root.metrics).0);
+    let http = section(root.http).0;
     Config {
         database: database.unwrap_or_default(),
         seed,
         firewall,
         proxy: lower.proxy(section(root.proxy).0),
-        http: lower.http(section(root.http).0),
+        http_trusted: lower.trusted_proxies(http.trusted_proxies.as_ref()),
+        http: lower.http(http),
         xdp: lower.xdp(section(root.xdp).0),
         grpc: lower.grpc(section(root.grpc).0),
         log: lower.log(section(root.log).0),

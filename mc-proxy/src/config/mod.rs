@@ -18,10 +18,12 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::{self, Read as _},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use ipnet::IpNet;
 use mc_proxy_common::rate;
 use toml::de::DeTable;
 
@@ -120,8 +122,10 @@ pub struct Config {
     pub firewall: Firewall,
     /// `[proxy]`.
     pub proxy: Proxy,
-    /// `[http]`.
+    /// `[http]`: limits.
     pub http: HttpLimits,
+    /// `http.trusted_proxies`.
+    pub http_trusted: TrustedProxies,
     /// `[xdp]`.
     pub xdp: Xdp,
     /// `[grpc]`; without an address there is no admin API.
@@ -210,6 +214,24 @@ pub enum Refuse {
     Reset,
     /// The TLS alert `unrecognized_name`, if the client spoke TLS.
     Alert,
+}
+
+/// Peers whose `X-Forwarded-*`, `Forwarded`, `X-Real-IP` and `X-Request-Id` are believed and appended to; of everybody else
+/// they are discarded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedProxies(Box<[IpNet]>);
+
+impl TrustedProxies {
+    /// Networks, canonical.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks.into())
+    }
+
+    /// Whether `ip` is within one of the networks; an IPv4 address in the form of IPv6 is the address itself.
+    pub fn trusts(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        self.0.iter().any(|net| net.contains(&ip))
+    }
 }
 
 /// `[xdp]`.

@@ -40,6 +40,13 @@ pub struct HttpLimits {
     pub max_control_frames: u32,
     /// What the counts above are taken in.
     pub window: Duration,
+    /// How long a connection to a backend is kept unused: shorter than the backend keeps it, which else may close it just as
+    /// a request is sent.
+    pub pool_idle_timeout: Duration,
+    /// Unused HTTP/1.1 connections that each worker keeps for each backend of a route; 0 = none is kept.
+    pub pool_max_idle: u32,
+    /// Connections at a time to one backend of a route; 0 = unlimited. Beyond it 503.
+    pub max_backend_connections: u32,
 }
 
 impl Default for HttpLimits {
@@ -61,6 +68,9 @@ impl Default for HttpLimits {
             max_continuations: 8,
             max_control_frames: 200,
             window: Duration::from_secs(10),
+            pool_idle_timeout: Duration::from_secs(60),
+            pool_max_idle: 64,
+            max_backend_connections: 0,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     super::{
-        HttpLimits,
+        HttpLimits, TrustedProxies,
         file::{self, Given},
         size::Size,
     },
@@ -23,8 +23,9 @@ const WINDOW_MAX: Duration = Duration::from_secs(3_600);
 impl Lower<'_, '_> {
     pub(super) fn http(&mut self, http: file::Http) -> HttpLimits {
         let default = HttpLimits::default();
+        let target_at = http.max_target_bytes.as_ref().map(|given| given.at.clone());
         let window_at = http.window.as_ref().map(|given| given.at.clone()).unwrap_or_default();
-        let limits = HttpLimits {
+        let mut limits = HttpLimits {
             max_head_bytes: self.bytes(http.max_head_bytes, "http.max_head_bytes", HEAD, default.max_head_bytes),
             max_fields: self.within(http.max_fields, "http.max_fields", 1..=10_000, default.max_fields),
             max_target_bytes: self.bytes(
@@ -65,12 +66,39 @@ impl Lower<'_, '_> {
                 default.max_control_frames,
             ),
             window: self.deadline(http.window, "http.window", default.window),
+            pool_idle_timeout: self.deadline(
+                http.pool_idle_timeout,
+                "http.pool_idle_timeout",
+                default.pool_idle_timeout,
+            ),
+            pool_max_idle: self.within(http.pool_max_idle, "http.pool_max_idle", 0..=10_000, default.pool_max_idle),
+            max_backend_connections: self.within(
+                http.max_backend_connections,
+                "http.max_backend_connections",
+                0..=u32::MAX,
+                default.max_backend_connections,
+            ),
         };
+        match target_at {
+            Some(at) if limits.max_target_bytes > limits.max_head_bytes => {
+                let text = format!(
+                    "http.max_target_bytes: {} is more than a whole head may have; write at most http.max_head_bytes, {}",
+                    limits.max_target_bytes, limits.max_head_bytes
+                );
+                self.report.error(&at, text);
+            }
+            // Whoever wants shorter heads has said it of targets too.
+            Some(_) | None => limits.max_target_bytes = limits.max_target_bytes.min(limits.max_head_bytes),
+        }
         if limits.window > WINDOW_MAX {
             let text = format!("http.window must be at most 1h; write \"{}s\"", default.window.as_secs());
             self.report.error(&window_at, text);
         }
         limits
+    }
+
+    pub(super) fn trusted_proxies(&mut self, given: Option<&Given<Vec<Given<String>>>>) -> TrustedProxies {
+        TrustedProxies::new(self.networks(given, "http.trusted_proxies"))
     }
 
     fn bytes(&mut self, given: Option<Given<Size>>, key: &str, range: RangeInclusive<u32>, default: u32) -> u32 {

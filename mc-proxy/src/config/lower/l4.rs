@@ -1,5 +1,7 @@
 //! What passthrough routes and their listeners have beyond addresses.
 
+use ipnet::IpNet;
+
 use super::{
     super::{file::Given, size::Size},
     Lower, file, is_set,
@@ -20,17 +22,8 @@ const LEAST_MEMORY: u64 = 1 << 20;
 impl Lower<'_, '_> {
     /// `proxy_protocol` and what belongs to it.
     pub(super) fn accept_proxy(&mut self, listener: &file::Listener) -> Option<AcceptProxy> {
-        let mut trusted = Vec::new();
         let given = listener.proxy_trusted.as_ref();
-        for cidr in given.map(|given| given.value.as_slice()).unwrap_or_default() {
-            match Subject::cidr(&cidr.value) {
-                Ok(Subject::Net(net)) => trusted.push(net),
-                Ok(Subject::Country(_)) => {}
-                Err(error) => self.report.error(&cidr.at, format!("listeners.proxy_trusted: {error}")),
-            }
-        }
-        trusted.sort_unstable();
-        trusted.dedup();
+        let trusted = self.networks(given, "listeners.proxy_trusted");
         let is_listed = given.is_some_and(|given| !given.value.is_empty());
         let trust_any = is_set(&listener.proxy_trust_any);
         match &listener.proxy_protocol {
@@ -58,6 +51,21 @@ impl Lower<'_, '_> {
                 None
             }
         }
+    }
+
+    /// Networks, canonical, sorted and distinct.
+    pub(super) fn networks(&mut self, given: Option<&Given<Vec<Given<String>>>>, key: &str) -> Vec<IpNet> {
+        let mut networks = Vec::new();
+        for cidr in given.map(|given| given.value.as_slice()).unwrap_or_default() {
+            match Subject::cidr(&cidr.value) {
+                Ok(Subject::Net(net)) => networks.push(net),
+                Ok(Subject::Country(_)) => {}
+                Err(error) => self.report.error(&cidr.at, format!("{key}: {error}")),
+            }
+        }
+        networks.sort_unstable();
+        networks.dedup();
+        networks
     }
 
     /// Canonical; none after an error.

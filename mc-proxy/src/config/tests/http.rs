@@ -31,9 +31,13 @@ fn limits_of_http() {
         ..HttpLimits::default()
     };
     assert_eq!(limits, expected);
+    let pool = "[http]\npool_idle_timeout = \"4s\"\npool_max_idle = 0\nmax_backend_connections = 100";
+    let limits = valid(pool).config.http;
+    assert_eq!((limits.pool_idle_timeout, limits.pool_max_idle), (Duration::from_secs(4), 0));
+    assert_eq!(limits.max_backend_connections, 100);
     let env = [("MCPROXY_HTTP_MAX_RESETS", "7"), ("MCPROXY_HTTP_MAX_HEAD_BYTES", "8KiB")];
     let limits = parse(DATABASE, "f.toml", env).unwrap().config.http;
-    assert_eq!((limits.max_resets, limits.max_head_bytes), (7, 8_192));
+    assert_eq!((limits.max_resets, limits.max_head_bytes, limits.max_target_bytes), (7, 8_192, 8_192));
 }
 
 #[test]
@@ -44,11 +48,39 @@ fn limits_that_are_none() {
         ("max_fields = 0", "http.max_fields must be from 1 to 10000: 0; write 100"),
         ("max_resets = -1", "http.max_resets must be from 1 to 1000000: -1; write 100"),
         ("header_timeout = \"0s\"", "http.header_timeout must be above 0; write \"10s\""),
+        ("pool_max_idle = -1", "http.pool_max_idle must be from 0 to 10000: -1; write 64"),
+        ("pool_idle_timeout = \"0s\"", "http.pool_idle_timeout must be above 0; write \"60s\""),
+        (
+            "max_target_bytes = \"33KiB\"",
+            "f.toml:4:20: http.max_target_bytes: 33792 is more than a whole head may have; write at most \
+             http.max_head_bytes, 32768",
+        ),
+        (
+            "trusted_proxies = [\"10.0.0.1/8\"]",
+            "http.trusted_proxies: \"10.0.0.1/8\" has host bits set; the canonical CIDR is \"10.0.0.0/8\"",
+        ),
         ("window = \"2h\"", "http.window must be at most 1h; write \"10s\""),
     ] {
         let found = errors(&format!("[http]\n{line}"));
         assert!(found.len() == 1 && found[0].ends_with(error), "{line}: {found:?}");
     }
+}
+
+#[test]
+fn proxies_that_are_trusted() {
+    let trusted = |text: &str| valid(&format!("[http]\ntrusted_proxies = {text}")).config.http_trusted;
+    let trusts = |trusted: &TrustedProxies, ip: &str| trusted.trusts(ip.parse().unwrap());
+    let some = trusted("[\"2001:db8::/32\", \"10.0.0.0/8\"]");
+    for (ip, is) in
+        [("10.1.2.3", true), ("::ffff:10.1.2.3", true), ("2001:db8::1", true), ("11.0.0.1", false), ("::1", false)]
+    {
+        assert_eq!(trusts(&some, ip), is, "{ip}");
+    }
+    assert_eq!(some, trusted("[\"10.0.0.0/8\", \"2001:db8::/32\", \"10.0.0.0/8\"]"));
+    assert_eq!(valid("").config.http_trusted, TrustedProxies::default());
+    assert!(!trusts(&TrustedProxies::default(), "127.0.0.1"));
+    let env = [("MCPROXY_HTTP_TRUSTED_PROXIES", "192.0.2.0/24, 198.51.100.7/32")];
+    assert!(trusts(&parse(DATABASE, "f.toml", env).unwrap().config.http_trusted, "198.51.100.7"));
 }
 
 #[test]
