@@ -45,6 +45,7 @@ use crate::{
     desired::{Desired, Listener},
     exit::Exit,
     firewall::{Firewall, Rule, Subject},
+    http::counters::HttpCounters,
     net::{
         listener::Bound,
         memory::Budget,
@@ -201,6 +202,10 @@ impl Running {
         let (bans, offences) = Bans::new(config.firewall.auto_ban);
         let edge = Arc::new(Edge {
             firewall: Firewall::new(engine.memory(), limit),
+            http: config.http.clone(),
+            http_trusted: config.http_trusted.clone(),
+            http_counters: HttpCounters::default(),
+            access: None,
             resolver: Resolver::default(),
             counters: Counters::default(),
             offences,

@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     conn::{self, Edge, Listening, Local, Outcome},
+    http::upstream::pool,
     net::{
         addr::PeerAddr,
         descriptors::{self, HighWater},
@@ -92,6 +93,7 @@ impl Worker {
         let beats = Arc::new(AtomicU64::new(0));
         let beat = Arc::clone(&beats);
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            pool::set_home(index);
             runtime.block_on(run(edge, listeners, shutdown, beat));
             // Connections that are left are dropped with their tasks, a look-up that hangs is not waited for.
             runtime.shutdown_background();
@@ -116,6 +118,7 @@ impl Worker {
 async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdown: Shutdown, beats: Arc<AtomicU64>) {
     let connections = TaskTracker::new();
     edge.memory.open_account();
+    let pool_idle_timeout = edge.http.pool_idle_timeout;
     let local = Arc::new(Local { edge, drain: shutdown.drain.child() });
     for (listening, listener) in listeners {
         let acceptor = Acceptor {
@@ -135,6 +138,7 @@ async fn run(edge: Arc<Edge>, listeners: Vec<(Arc<Listening>, Listener)>, shutdo
         loop {
             ticks.tick().await;
             beats.fetch_add(1, Relaxed);
+            pool::sweep(pool_idle_timeout);
         }
     };
     tokio::select! {

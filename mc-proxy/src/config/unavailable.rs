@@ -13,7 +13,6 @@ pub(super) struct Unavailable {
 
 /// What is said here of a route holds for the admin API too.
 pub(super) const UNAVAILABLE: &[Unavailable] = &[
-    Unavailable { key: "listeners.routes.mode", is_on: |v| v == "l7", remedy: "remove it or write \"l4\"" },
     Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
     Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
     Unavailable { key: "log.format", is_on: |v| v == "journald", remedy: "remove it or write \"text\"" },

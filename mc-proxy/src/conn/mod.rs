@@ -26,10 +26,11 @@ use arc_swap::ArcSwap;
 
 use self::sources::{Source, Sources};
 use crate::{
-    config::Proxy,
+    config::{Proxy, TrustedProxies},
     control::Drops,
     desired::{AcceptProxy, Listener, Protocol},
     firewall::Firewall,
+    http::{access::Access, counters::HttpCounters, limits::HttpLimits},
     net::{
         addr::ListenAddr,
         memory::Budget,
@@ -59,6 +60,14 @@ pub struct Edge {
     pub splicing: Splicing,
     /// What connections may take of the daemon's memory.
     pub memory: Arc<Budget>,
+    /// Whose word for who the client is counts.
+    pub http_trusted: TrustedProxies,
+    /// What clients may ask of the HTTP proxy.
+    pub http: HttpLimits,
+    /// What became of requests.
+    pub http_counters: HttpCounters,
+    /// Records of requests, where they are written.
+    pub access: Option<Access>,
 }
 
 /// What the connections of one worker share. The counts of its references stay on the worker's core.
@@ -154,6 +163,11 @@ impl Listening {
 impl Permit {
     /// Whose place it is.
     pub fn listener(&self) -> &Listening {
+        &self.listening
+    }
+
+    /// The same for what outlives a borrow.
+    pub(crate) fn listening(&self) -> &Arc<Listening> {
         &self.listening
     }
 

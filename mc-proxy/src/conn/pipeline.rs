@@ -30,11 +30,12 @@ use crate::{
     config::Refuse,
     desired::{Mode, Protocol, Target},
     firewall::Judgement,
+    http::server,
     net::{
         addr::{BackendAddr, ClientAddr, PeerAddr},
         dial::{Dial, DialError, dial},
         memory::{self, Anonymous},
-        relay,
+        relay::{self, Transferred},
         socket::Socket,
         transparent,
     },
@@ -115,23 +116,28 @@ async fn serve(mut client: Socket, record: &mut Record, place: Anonymous) -> Out
     ended.into()
 }
 
-/// A route of mode `l7`. What is spoken inside TLS is not served yet: the stream ends in order.
+/// A route of mode `l7`: TLS is terminated, and HTTP spoken inside.
 async fn terminate(
     client: Socket,
     hello: Vec<u8>,
     destination: &Destination,
-    record: &Record,
+    record: &mut Record,
     place: Anonymous,
 ) -> Outcome {
+    let header = match destination.send_proxy {
+        None => Vec::new(),
+        Some(version) => announce::header(version, &client, record),
+    };
     let Secured { stream, facts, charge } = match secure(client, hello, destination, record, place).await {
         Ok(secured) => secured,
         Err(outcome) => return outcome,
     };
     tracing::debug!(client = %record.client, ?facts, "TLS is terminated");
-    let deadline = record.started_at() + record.edge().proxy.handshake_timeout;
-    let closed = timeout_at(deadline, stream.close()).await;
+    let site = record.site(facts.version, header.into());
+    let (outcome, from_client, from_backends) = server::serve(site, stream, facts.alpn).await;
+    record.transferred = Transferred { client: from_client, backend: from_backends };
     drop(charge);
-    if matches!(closed, Ok(Ok(()))) { Outcome::Closed } else { Outcome::ClientGone }
+    outcome
 }
 
 /// Who the client is, whether it is let in, and what it says first: while nobody is connected, the connection may be given

@@ -9,6 +9,7 @@ use crate::{
     control::{DropEvent, Plane},
     desired::Protocol,
     firewall::{Group, OffenceKind},
+    http::site::Site,
     net::{
         addr::{BackendAddr, ClientAddr, PeerAddr},
         dial::DialError,
@@ -92,6 +93,24 @@ impl Record {
 
     pub(super) fn permit_mut(&mut self) -> &mut Permit {
         &mut self.permit
+    }
+
+    /// What the connection's requests are told of it.
+    pub(super) fn site(&self, tls: &'static str, header: Box<[u8]>) -> Site {
+        let is_blameless = self.is_allowed || self.is_blameless;
+        let is_trusted = self.edge().http_trusted.trusts(self.client.ip());
+        Site::new(
+            Arc::clone(&self.local),
+            Arc::clone(self.permit.listening()),
+            self.client,
+            is_trusted,
+            is_blameless,
+            self.server_name.clone(),
+            self.alpn.clone(),
+            None,
+            Some(tls),
+            header,
+        )
     }
 
     pub(super) fn started_at(&self) -> Instant {

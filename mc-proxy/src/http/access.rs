@@ -20,6 +20,17 @@ use crate::net::addr::ClientAddr;
 /// Bytes of a text that are written; what is behind them is `…`.
 pub const TEXT_MAX: usize = 1_024;
 
+/// What writes the records of requests.
+#[derive(Debug)]
+pub struct Access {
+    /// Where to.
+    pub log: writer::AccessLog,
+    /// How.
+    pub style: Style,
+    /// Which.
+    pub sample: Sample,
+}
+
 /// How records are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {
@@ -132,6 +143,20 @@ impl Style {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Completed,
+        Self::ClientAborted,
+        Self::Refused,
+        Self::Policy,
+        Self::Overload,
+        Self::BackendUnreachable,
+        Self::BackendFailed,
+        Self::BackendTimeout,
+        Self::Shutdown,
+        Self::Internal,
+    ];
+
     /// As in the record.
     pub fn as_str(self) -> &'static str {
         match self {

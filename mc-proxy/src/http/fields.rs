@@ -31,48 +31,24 @@ mod table;
 mod tests;
 pub mod translate;
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use self::table::Class;
 pub use self::{forwarded::Forwarding, hop::upgrade_protocol};
 
-/// Makes the fields of a request what the backend gets, and returns the value of its `X-Request-Id`.
-///
-/// `to` is the version that the backend is spoken to in. `upgrade` is what [`upgrade_protocol`] said of the request, if the
-/// upgrade is forwarded; it has no effect in HTTP/2. Framing and the authority are left to the codec.
-pub fn forward_request(
-    headers: &mut HeaderMap,
-    forwarding: &Forwarding<'_>,
-    to: Version,
-    upgrade: Option<HeaderValue>,
-) -> HeaderValue {
+/// Removes from a request what ends here, and, unless the client is a trusted peer, what it says of itself. Policies judge what
+/// is left, to which [`Forwarding::write`] adds.
+pub fn strip_request(headers: &mut HeaderMap, is_trusted: bool) {
     let wants_trailers = hop::wants_trailers(headers);
     hop::remove(headers);
     remove(headers, |name| match table::class(name) {
         Class::Odd => true,
-        Class::Identity => !forwarding.is_trusted,
+        Class::Identity => !is_trusted,
         Class::EndToEnd => false,
     });
-    let request_id = forwarding.write(headers);
     if wants_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    if to < Version::HTTP_2 {
-        // RFC 9110 §10.1.4: whoever sends TE sends the option too.
-        let connection = match (upgrade.is_some(), wants_trailers) {
-            (true, true) => Some("upgrade, te"),
-            (true, false) => Some("upgrade"),
-            (false, true) => Some("te"),
-            (false, false) => None,
-        };
-        if let Some(options) = connection {
-            headers.insert(header::CONNECTION, HeaderValue::from_static(options));
-        }
-        if let Some(protocol) = upgrade {
-            headers.insert(header::UPGRADE, protocol);
-        }
-    }
-    request_id
 }
 
 /// Makes the fields of a response what the client gets. `upgrade`, the protocol of a 101 that is forwarded, goes into

@@ -272,6 +272,11 @@ impl Socket {
 
     /// Closes the socket in order: what has been written still arrives, then the end.
     pub fn close(mut self) {
+        self.complete();
+    }
+
+    /// From now on it is closed in order when it is dropped.
+    pub fn complete(&mut self) {
         self.is_complete = true;
     }
 

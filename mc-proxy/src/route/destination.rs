@@ -3,25 +3,36 @@
 use std::{ops::Deref, sync::Arc};
 
 use crate::{
-    desired::Target,
+    desired::{Mode, Target},
+    http::{policy::Policies, upstream::Backends},
     tls::certs::{Certificate, Certificates},
 };
 
 /// A target with what it needs at run time. What it holds may change under it; a table is built anew when the target
 /// itself changes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Destination {
     target: Target,
     /// What TLS is terminated with; none on a route that does not.
     pub certificate: Option<Arc<Certificate>>,
+    /// What its requests are asked; none on a route that passes TLS through.
+    pub policies: Policies,
+    /// Where its requests go; none on a route that passes TLS through.
+    pub upstream: Option<Arc<Backends>>,
+    /// The route's hostname, or `(default)`.
+    pub name: Arc<str>,
 }
 
 impl Destination {
     /// With its certificate, when `certificates` has it.
-    pub fn new(target: Target, certificates: Option<&Certificates>) -> Self {
+    pub fn new(name: &str, target: Target, certificates: Option<&Certificates>) -> Self {
         let files = target.cert_files();
         let certificate = files.and_then(|files| certificates?.get(&files));
-        Self { target, certificate }
+        let (policies, upstream) = match target.mode {
+            Mode::L4 => (Policies::default(), None),
+            Mode::L7 => (Policies::compile(&target.l7_policies, None), Some(Backends::new(&target))),
+        };
+        Self { target, certificate, policies, upstream, name: name.into() }
     }
 }
 

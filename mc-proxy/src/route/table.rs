@@ -65,8 +65,9 @@ impl RouteTable {
     }
 
     fn build(routes: &[Route], default: Option<Target>, certificates: Option<&Certificates>) -> Self {
-        let destination = |target| Arc::new(Destination::new(target, certificates));
-        let mut table = Self { default: default.map(destination), ..Self::default() };
+        let destination = |name: &str, target| Arc::new(Destination::new(name, target, certificates));
+        let default = default.map(|target| destination(&MatchedRule::Default.to_string(), target));
+        let mut table = Self { default, ..Self::default() };
         for route in routes {
             let (names, hostname) = match &route.hostname {
                 Pattern::Exact(name) => (&mut table.exact, name),
@@ -76,7 +77,8 @@ impl RouteTable {
                 }
             };
             let choices = names.entry(hostname.clone()).or_default();
-            table.len += usize::from(choices.add(&route.alpn, destination(route.target.clone())));
+            table.len +=
+                usize::from(choices.add(&route.alpn, destination(&route.hostname.to_string(), route.target.clone())));
         }
         table
     }

@@ -151,8 +151,8 @@ impl TlsStream {
         Ok(())
     }
 
-    /// The socket below, for its options and its addresses.
-    pub fn socket(&self) -> &Socket {
-        self.0.get_ref().0.socket()
+    /// The socket below, for its options and its state.
+    pub fn socket_mut(&mut self) -> &mut Socket {
+        self.0.get_mut().0.socket_mut()
     }
 }

@@ -60,6 +60,10 @@ impl Bench {
             proxy,
             splicing: relay::Splicing::userspace(),
             memory: memory::Budget::new(0),
+            http: HttpLimits::default(),
+            http_trusted: TrustedProxies::default(),
+            http_counters: HttpCounters::default(),
+            access: None,
         });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }

@@ -40,8 +40,9 @@ pub struct Forwarding<'a> {
 }
 
 impl Forwarding<'_> {
-    /// Expects the fields of an untrusted client to be gone.
-    pub(super) fn write(&self, headers: &mut HeaderMap) -> HeaderValue {
+    /// Writes what the backend is told, and returns the value of `X-Request-Id`. Expects what an untrusted client says of
+    /// itself to be [gone](super::strip_request).
+    pub fn write(&self, headers: &mut HeaderMap) -> HeaderValue {
         let ip = self.client.ip();
         let proto = if self.is_tls { "https" } else { "http" };
         let host = self.host.to_string();

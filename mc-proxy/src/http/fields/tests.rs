@@ -2,7 +2,7 @@ use ::http::{HeaderName, header};
 use proptest::prelude::*;
 
 use super::{
-    translate::{Malformed, check_h2, to_h1, to_h2},
+    translate::{Malformed, check_h2, join_cookies},
     *,
 };
 use crate::{http::authority::Authority, net::addr::ClientAddr};
@@ -27,7 +27,8 @@ fn forwarded(client: &str, is_trusted: bool, given: &[(&str, &str)]) -> HeaderMa
     let host = Authority::parse(b"A.example:8443").unwrap();
     let client = ClientAddr::from_header(client.parse().unwrap());
     let forwarding = Forwarding { client, is_trusted, is_tls: true, host: &host, random: 0xabc };
-    forward_request(&mut headers, &forwarding, Version::HTTP_11, None);
+    strip_request(&mut headers, is_trusted);
+    forwarding.write(&mut headers);
     headers
 }
 
@@ -242,20 +243,13 @@ fn upgrades_that_are_forwarded() {
 }
 
 #[test]
-fn options_of_the_connection_to_the_backend() {
-    let of = |to, te: &str, upgrade: Option<&'static str>| {
-        let mut headers = map(&[("te", te)]);
-        let host = Authority::parse(b"a").unwrap();
-        let client = ClientAddr::from_header("192.0.2.7:1".parse().unwrap());
-        let forwarding = Forwarding { client, is_trusted: false, is_tls: false, host: &host, random: 0 };
-        forward_request(&mut headers, &forwarding, to, upgrade.map(HeaderValue::from_static));
-        ["te", "connection", "upgrade"].map(|name| value(&headers, name).concat())
-    };
-    assert_eq!(of(Version::HTTP_11, "gzip, Trailers;q=1", None), ["trailers", "te", ""]);
-    assert_eq!(of(Version::HTTP_11, "trailers", Some("websocket")), ["trailers", "upgrade, te", "websocket"]);
-    assert_eq!(of(Version::HTTP_11, "gzip", Some("websocket")), ["", "upgrade", "websocket"]);
-    assert_eq!(of(Version::HTTP_11, "x-trailers", None), ["", "", ""]);
-    assert_eq!(of(Version::HTTP_2, "trailers", Some("websocket")), ["trailers", "", ""]);
+fn of_te_trailers_are_left() {
+    for (te, left) in [("gzip, Trailers;q=1", &["trailers"][..]), ("gzip", &[]), ("x-trailers", &[]), ("", &[])] {
+        let mut headers = map(&[("te", te), ("connection", "te")]);
+        strip_request(&mut headers, false);
+        assert_eq!(value(&headers, "te"), left, "{te}");
+        assert!(!headers.contains_key("connection"));
+    }
 }
 
 #[test]
@@ -301,18 +295,12 @@ fn http2_has_no_connection_fields() {
 }
 
 #[test]
-fn translation() {
-    let mut headers = map(&[("cookie", "a=b"), ("x", "1"), ("cookie", "c=d"), ("cookie", "e=f"), ("host", "old")]);
-    to_h1(&mut headers, Some(HeaderValue::from_static("A.example")));
+fn crumbs_of_cookies() {
+    let mut headers = map(&[("cookie", "a=b"), ("x", "1"), ("cookie", "c=d"), ("cookie", "e=f")]);
+    join_cookies(&mut headers);
     assert_eq!(value(&headers, "cookie"), ["a=b; c=d; e=f"]);
-    assert_eq!(value(&headers, "host"), ["A.example"]);
-    to_h1(&mut headers, None);
-    assert_eq!(value(&headers, "host"), ["A.example"]);
-    headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    assert_eq!(to_h2(&mut headers).unwrap(), "A.example");
-    assert_eq!((check_h2(&headers), value(&headers, "te")), (Ok(()), vec!["trailers"]));
-    assert!(!headers.contains_key("host"));
+    join_cookies(&mut headers);
+    assert_eq!(value(&headers, "cookie"), ["a=b; c=d; e=f"]);
 }
 
 fn any_fields() -> impl Strategy<Value = Vec<(String, Vec<u8>)>> {
@@ -348,11 +336,11 @@ proptest! {
                 headers.append(name, value);
             }
         }
-        let upgrade = upgrade_protocol(&headers);
         let host = Authority::parse(b"a").unwrap();
         let client = ClientAddr::from_header("192.0.2.7:1".parse().unwrap());
         let forwarding = Forwarding { client, is_trusted, is_tls: true, host: &host, random: 1 };
-        let id = forward_request(&mut headers, &forwarding, Version::HTTP_2, upgrade);
+        strip_request(&mut headers, is_trusted);
+        let id = forwarding.write(&mut headers);
         prop_assert!(!id.is_empty() && id.len() <= 128);
         prop_assert_eq!(check_h2(&headers), Ok(()));
         prop_assert!(headers.keys().all(|name| !name.as_str().contains('_')));
@@ -365,7 +353,7 @@ proptest! {
         } else {
             prop_assert_eq!(list, "192.0.2.7");
         }
-        to_h1(&mut headers, None);
+        join_cookies(&mut headers);
         prop_assert!(headers.get_all("cookie").iter().count() <= 1);
     }
 }

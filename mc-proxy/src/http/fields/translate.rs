@@ -2,8 +2,6 @@
 
 use ::http::{HeaderMap, HeaderValue, header};
 
-use super::hop;
-
 /// Why a request or response of HTTP/2 is malformed: a stream error of type PROTOCOL_ERROR (RFC 9113 §8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Malformed {
@@ -28,28 +26,9 @@ pub fn check_h2(headers: &HeaderMap) -> Result<(), Malformed> {
     if headers.get_all(header::TE).iter().all(is_trailers) { Ok(()) } else { Err(Malformed::Te) }
 }
 
-/// Makes the fields of a forwarded request fit for HTTP/1.1: `Host` is what the request is for, in the client's own spelling
-/// (`:authority`, or the authority of the absolute form), and the crumbs of a cookie are one field (RFC 9113 §8.2.3).
-pub fn to_h1(headers: &mut HeaderMap, authority: Option<HeaderValue>) {
-    if let Some(authority) = authority {
-        headers.insert(header::HOST, authority);
-    }
-    join_cookies(headers);
-}
-
-/// Makes the fields of a forwarded message fit for HTTP/2, and returns `Host`, which becomes `:authority` where the target
-/// brings none (RFC 9113 §8.3.1).
-pub fn to_h2(headers: &mut HeaderMap) -> Option<HeaderValue> {
-    let wants_trailers = hop::wants_trailers(headers);
-    hop::remove(headers);
-    if wants_trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    headers.remove(header::HOST)
-}
-
-/// RFC 6265 §5.4 allows one field only, and servers look at the first.
-fn join_cookies(headers: &mut HeaderMap) {
+/// Makes the crumbs of a cookie, which HTTP/2 may divide, one field again (RFC 9113 §8.2.3). RFC 6265 §5.4 allows one only, and
+/// servers look at the first.
+pub fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();
     let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
     let mut joined = first.as_bytes().to_vec();

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use ::http::{HeaderMap, Method, StatusCode, header};
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::{BufMut, BytesMut};
 
 use super::{RequestFraming, ResponseFraming, Target};
@@ -13,8 +13,28 @@ const CHUNK_HEAD_MAX: usize = 18;
 /// What ends a chunk's data.
 pub const CHUNK_END: &[u8] = b"\r\n";
 
+/// What is said to the next hop alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop<'a> {
+    /// `Host`.
+    pub host: &'a HeaderValue,
+    /// `Upgrade`.
+    pub upgrade: Option<&'a HeaderValue>,
+    /// `TE: trailers` is among the fields, which RFC 9110 §10.1.4 has `Connection` name.
+    pub wants_trailers: bool,
+    /// `Sec-WebSocket-Key`, for a request that came without.
+    pub websocket_key: Option<&'a HeaderValue>,
+}
+
 /// Writes the head of a request, HTTP/1.1. What `headers` say of framing is left out: it is written from `framing`.
-pub fn request(to: &mut BytesMut, method: &Method, target: &Target, headers: &HeaderMap, framing: RequestFraming) {
+pub fn request(
+    to: &mut BytesMut,
+    method: &Method,
+    target: &Target,
+    hop: &Hop<'_>,
+    headers: &HeaderMap,
+    framing: RequestFraming,
+) {
     let target = match target {
         Target::Origin(path) => path.as_str(),
         Target::Asterisk => "*",
@@ -24,7 +44,23 @@ pub fn request(to: &mut BytesMut, method: &Method, target: &Target, headers: &He
     to.put_u8(b' ');
     to.put_slice(target.as_bytes());
     to.put_slice(b" HTTP/1.1\r\n");
+    line(to, b"host", hop.host.as_bytes());
     fields(to, headers, true);
+    match (hop.upgrade.is_some(), hop.wants_trailers) {
+        (true, true) => to.put_slice(b"connection: upgrade, te\r\n"),
+        (true, false) => to.put_slice(b"connection: upgrade\r\n"),
+        (false, true) => to.put_slice(b"connection: te\r\n"),
+        (false, false) => {}
+    }
+    if let Some(protocol) = hop.upgrade {
+        line(to, b"upgrade", protocol.as_bytes());
+    }
+    if let Some(key) = hop.websocket_key {
+        line(to, b"sec-websocket-key", key.as_bytes());
+        if !headers.contains_key(header::SEC_WEBSOCKET_VERSION) {
+            line(to, b"sec-websocket-version", b"13");
+        }
+    }
     match framing {
         RequestFraming::None => {}
         RequestFraming::Length(length) => content_length(to, length),
@@ -82,10 +118,14 @@ fn fields(to: &mut BytesMut, headers: &HeaderMap, without_length: bool) {
         if *name == header::TRANSFER_ENCODING || (without_length && *name == header::CONTENT_LENGTH) {
             continue;
         }
-        to.reserve(name.as_str().len() + value.len() + 4);
-        to.put_slice(name.as_str().as_bytes());
-        to.put_slice(b": ");
-        to.put_slice(value.as_bytes());
-        to.put_slice(b"\r\n");
+        line(to, name.as_str().as_bytes(), value.as_bytes());
     }
+}
+
+fn line(to: &mut BytesMut, name: &[u8], value: &[u8]) {
+    to.reserve(name.len() + value.len() + 4);
+    to.put_slice(name);
+    to.put_slice(b": ");
+    to.put_slice(value);
+    to.put_slice(b"\r\n");
 }

@@ -2,7 +2,7 @@
 
 use ::http::StatusCode;
 
-use crate::http::authority::AuthorityError;
+use crate::http::{authority::AuthorityError, limits::HttpLimits};
 
 /// How long the parts of a message may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +13,23 @@ pub struct HeadLimits {
     pub fields: usize,
     /// Of the request's target.
     pub target_bytes: usize,
+}
+
+impl HeadLimits {
+    /// Of a client's requests.
+    pub fn of_requests(limits: &HttpLimits) -> Self {
+        Self {
+            head_bytes: limits.max_head_bytes as usize,
+            fields: limits.max_fields as usize,
+            target_bytes: limits.max_target_bytes as usize,
+        }
+    }
+
+    /// Of a backend's responses, which may be longer: a backend is not an attacker, and a response that is refused is a page
+    /// that nobody sees.
+    pub fn of_responses(limits: &HttpLimits) -> Self {
+        Self { head_bytes: 4 * limits.max_head_bytes as usize, fields: 4 * limits.max_fields as usize, target_bytes: 0 }
+    }
 }
 
 /// Why bytes are not the head or the chunks of a message.
@@ -84,6 +101,31 @@ pub enum HeadError {
 }
 
 impl HeadError {
+    /// All that [`Self::reason`] says.
+    pub const REASONS: [&'static str; 21] = [
+        "http_bare_lf",
+        "http_request_line",
+        "http_method",
+        "http_target",
+        "http_target_too_long",
+        "http_connect",
+        "http_version",
+        "http_status_line",
+        "http_head_too_long",
+        "http_too_many_fields",
+        "http_field_name",
+        "http_field_value",
+        "http_obs_fold",
+        "http_host",
+        "http_content_length",
+        "http_length_and_coding",
+        "http_transfer_encoding",
+        "http_transfer_coding",
+        "http_expectation",
+        "http_chunk",
+        "http_chunk_extensions",
+    ];
+
     /// The word in logs and counters.
     pub fn reason(self) -> &'static str {
         match self {

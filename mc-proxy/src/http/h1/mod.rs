@@ -4,6 +4,7 @@
 //! it takes bytes and returns values.
 
 pub mod chunked;
+pub mod connection;
 pub mod encode;
 mod error;
 mod fields;

@@ -46,7 +46,7 @@ pub fn server_config(pair: &Pair) -> Result<Arc<ServerConfig>, rustls::Error> {
 
 /// aws-lc-rs with the hybrid group first, whatever features other crates switch on: who offers it gets a key that a later
 /// quantum computer does not find out.
-pub(super) fn provider() -> CryptoProvider {
+pub fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     let is_hybrid = |name| name == X25519MLKEM768.name();
     provider.kx_groups.retain(|group| !is_hybrid(group.name()));

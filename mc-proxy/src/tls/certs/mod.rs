@@ -20,7 +20,7 @@ pub(crate) mod tests;
 mod watch;
 
 pub use self::{
-    config::{H2, HTTP_1_1, server_config},
+    config::{H2, HTTP_1_1, provider, server_config},
     leaf::{Leaf, LeafError},
     pair::{CertError, CertFiles, Pair},
     roots::{RootsError, roots},

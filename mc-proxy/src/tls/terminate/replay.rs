@@ -24,8 +24,8 @@ impl Replay {
         Self { socket, begun, read: 0 }
     }
 
-    pub(super) fn socket(&self) -> &Socket {
-        &self.socket
+    pub(super) fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
     }
 
     pub(super) fn into_socket(self) -> Socket {

@@ -1,0 +1,277 @@
+//! The two directions of an exchange, and the deadlines of both.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Context, Poll},
+};
+
+use ::http::StatusCode;
+use bytes::Bytes;
+use tokio::time::{Duration, Instant};
+
+use super::{
+    Left,
+    pump::{End, Pump, Stopped},
+};
+use crate::http::{
+    access::Outcome,
+    deadline::Deadline,
+    fields,
+    message::{Answer, Broken, Content, Downstream, Request, Response, Upstream as _},
+    site::Site,
+    upstream::Exchanging,
+};
+
+/// A request on its way.
+#[derive(Debug)]
+pub(super) struct Flow<'a, D> {
+    site: &'a Site,
+    client: &'a mut D,
+    backend: Option<Exchanging>,
+    up: Pump,
+    down: Pump,
+    deadline: &'a mut Deadline,
+    progress: Progress,
+    /// Between two parts of the request.
+    body_timeout: Duration,
+    has_informed: bool,
+}
+
+/// When something last moved.
+#[derive(Debug)]
+struct Progress {
+    begun_at: Instant,
+    at: Instant,
+    seen: (u64, u64, u64),
+}
+
+/// Why there is no response yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// `has_sent`: it may have seen a part of the request.
+    Backend {
+        broken: Broken,
+        has_sent: bool,
+    },
+    BackendLate,
+    Client(Broken),
+    ClientLate,
+    /// The request has more content than it may have.
+    TooLong,
+}
+
+/// Who is late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Late {
+    Client,
+    Backend,
+}
+
+impl<'a, D: Downstream> Flow<'a, D> {
+    pub(super) fn new(
+        site: &'a Site,
+        client: &'a mut D,
+        request: &Request,
+        is_grpc: bool,
+        deadline: &'a mut Deadline,
+    ) -> Self {
+        let edge = site.edge();
+        let max = if edge.http.max_body_bytes == 0 { u64::MAX } else { edge.http.max_body_bytes };
+        let now = Instant::now();
+        Self {
+            site,
+            client,
+            backend: None,
+            up: Pump::new(request.content.is_empty(), max),
+            down: Pump::new(true, u64::MAX),
+            deadline,
+            progress: Progress { begun_at: now, at: now, seen: (0, 0, 0) },
+            // A stream of messages may be silent for as long as a connection may.
+            body_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.body_timeout },
+            has_informed: false,
+        }
+    }
+
+    /// Waits for something that the client may give up first.
+    pub(super) async fn unless_gone<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
+        let mut wait = pin!(wait);
+        poll_fn(|cx| match wait.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Some(value)),
+            Poll::Pending => self.client.poll_gone(cx).map(|()| None),
+        })
+        .await
+    }
+
+    /// Whether content of the request has been taken from the client, so that it cannot be sent once more.
+    pub(super) fn has_begun(&self) -> bool {
+        self.up.has_begun()
+    }
+
+    /// Bytes of the request's content.
+    pub(super) fn sent_up(&self) -> u64 {
+        self.up.bytes()
+    }
+
+    /// Bytes of the response's content.
+    pub(super) fn sent_down(&self) -> u64 {
+        self.down.bytes()
+    }
+
+    /// Sends the request's content and waits for the head of the response.
+    pub(super) async fn answer(&mut self, backend: Exchanging) -> Result<Response, Failure> {
+        self.backend = Some(backend);
+        self.progress.at = Instant::now();
+        poll_fn(|cx| self.poll_answer(cx)).await
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
+        let Some(backend) = &mut self.backend else { return Poll::Ready(Err(Failure::BackendLate)) };
+        if !self.up.is_done() {
+            match self.up.poll(cx, self.client, backend, fields::forward_request_trailers) {
+                Poll::Ready(Ok(())) => self.progress.at = Instant::now(),
+                // It may have answered before it closed.
+                Poll::Ready(Err(Stopped::By(End::Sink, _))) => self.up.stop(),
+                Poll::Ready(Err(Stopped::By(End::Source, broken))) => return Poll::Ready(Err(Failure::Client(broken))),
+                Poll::Ready(Err(Stopped::TooLong)) => return Poll::Ready(Err(Failure::TooLong)),
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            match backend.poll_answer(cx) {
+                Poll::Ready(Ok(Answer::Final(response))) => return Poll::Ready(Ok(response)),
+                Poll::Ready(Ok(Answer::Informational(status, mut headers))) => {
+                    fields::forward_response(&mut headers, None);
+                    if let Err(broken) = self.client.inform(status, headers) {
+                        return Poll::Ready(Err(Failure::Client(broken)));
+                    }
+                    self.has_informed = true;
+                }
+                Poll::Ready(Err(broken)) => {
+                    let has_sent = backend.has_sent();
+                    return Poll::Ready(Err(Failure::Backend { broken, has_sent }));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if self.has_informed
+            && let Poll::Ready(Err(broken)) = self.client.poll_flush(cx)
+        {
+            return Poll::Ready(Err(Failure::Client(broken)));
+        }
+        if self.up.is_done() && self.client.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Failure::Client(Broken::Gone)));
+        }
+        let limits = &self.site.edge().http;
+        let (timeout, late) = match self.up.waits_for() {
+            End::Source if !self.up.is_done() => (self.body_timeout, Late::Client),
+            End::Source | End::Sink => (limits.response_timeout, Late::Backend),
+        };
+        match self.poll_late(cx, timeout) {
+            Poll::Ready(()) if late == Late::Client => Poll::Ready(Err(Failure::ClientLate)),
+            Poll::Ready(()) => Poll::Ready(Err(Failure::BackendLate)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Hands on the response, and what is left of the request; in a tunnel both until their ends.
+    pub(super) async fn content(&mut self, response: Response) -> (Left, Outcome) {
+        let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let is_empty = response.content.is_empty() || response.content == Content::None;
+        if self.client.respond(response).is_err() {
+            return (Left::Broken, Outcome::ClientAborted);
+        }
+        self.down = Pump::new(is_empty, u64::MAX);
+        if is_tunnel {
+            self.up = Pump::new(false, u64::MAX);
+        }
+        self.progress.at = Instant::now();
+        poll_fn(|cx| self.poll_content(cx, is_tunnel)).await
+    }
+
+    fn poll_content(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Poll<(Left, Outcome)> {
+        let Some(backend) = &mut self.backend else { return Poll::Ready((Left::Broken, Outcome::Internal)) };
+        if !self.up.is_done() {
+            match self.up.poll(cx, self.client, backend, fields::forward_request_trailers) {
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Ready(Err(Stopped::By(End::Source, _) | Stopped::TooLong)) => {
+                    return Poll::Ready((Left::Broken, Outcome::ClientAborted));
+                }
+                Poll::Ready(Err(Stopped::By(End::Sink, _))) if is_tunnel => {
+                    return Poll::Ready((Left::Broken, Outcome::BackendFailed));
+                }
+                // It has said all that it wants to say.
+                Poll::Ready(Err(Stopped::By(End::Sink, _))) => self.up.stop(),
+            }
+        }
+        if !self.down.is_done() {
+            match self.down.poll(cx, backend, self.client, fields::forward_response_trailers) {
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+                Poll::Ready(Err(Stopped::By(End::Sink, _))) => {
+                    return Poll::Ready((Left::Broken, Outcome::ClientAborted));
+                }
+                Poll::Ready(Err(Stopped::By(End::Source, _) | Stopped::TooLong)) => {
+                    return Poll::Ready((Left::Broken, Outcome::BackendFailed));
+                }
+            }
+        }
+        if self.down.is_done() && (self.up.is_done() || !is_tunnel) {
+            let left = if self.client.is_ended() { Left::Whole } else { Left::Unread };
+            return Poll::Ready((left, Outcome::Completed));
+        }
+        // A client that takes nothing is waited for less long than a backend that has nothing to say.
+        let (timeout, outcome) = if !self.down.is_done() && self.down.waits_for() == End::Sink {
+            (self.site.edge().http.write_timeout, Outcome::ClientAborted)
+        } else if self.down.is_done() {
+            (self.site.edge().proxy.idle_timeout, Outcome::ClientAborted)
+        } else {
+            (self.site.edge().proxy.idle_timeout, Outcome::BackendTimeout)
+        };
+        self.poll_late(cx, timeout).map(|()| (Left::Broken, outcome))
+    }
+
+    fn poll_late(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<()> {
+        let seen = (self.up.parts(), self.down.parts(), self.client.taken());
+        if seen != self.progress.seen {
+            self.progress.seen = seen;
+            self.progress.at = Instant::now();
+            let elapsed = self.progress.at - self.progress.begun_at;
+            if !self.up.is_done() && self.site.edge().http.is_too_slow(self.up.bytes(), elapsed) {
+                return Poll::Ready(());
+            }
+        }
+        self.deadline.set(self.progress.at + timeout);
+        self.deadline.poll_over(cx)
+    }
+
+    /// The connection to the backend, if the exchange has left it where another may begin.
+    pub(super) fn into_reusable(self, left: Left) -> Option<Exchanging> {
+        self.backend.filter(|_| left == Left::Whole)
+    }
+}
+
+/// Sends the content of a response that is made here.
+pub(super) async fn deliver<D: Downstream>(
+    client: &mut D,
+    body: &mut Bytes,
+    timeout: Duration,
+    deadline: &mut Deadline,
+) -> Left {
+    deadline.set(Instant::now() + timeout);
+    poll_fn(|cx| {
+        if !body.is_empty() {
+            match client.poll_data(cx, body, true) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Left::Broken),
+                Poll::Pending => return deadline.poll_over(cx).map(|()| Left::Broken),
+            }
+        }
+        match client.poll_flush(cx) {
+            Poll::Ready(Ok(())) if client.is_ended() => Poll::Ready(Left::Whole),
+            Poll::Ready(Ok(())) => Poll::Ready(Left::Unread),
+            Poll::Ready(Err(_)) => Poll::Ready(Left::Broken),
+            Poll::Pending => deadline.poll_over(cx).map(|()| Left::Broken),
+        }
+    })
+    .await
+}

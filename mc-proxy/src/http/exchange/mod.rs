@@ -1,0 +1,331 @@
+//! One request, from its head to its record:
+//!
+//! ```text
+//! route      the table as it is now; the connection keeps its name, not its target
+//! host       SNI and authority agree, or 421
+//! fields     what ends here is removed, and policies judge what is left (403)
+//! length     of the content, as far as it is told (413)
+//! connect    upstream    a connection that is there, or a new one (502, 503, 504)
+//! answer     flow        content goes up while the head of the response is waited for; once more if that is safe
+//! content    flow        both ways, as fast as the slower end takes it
+//! outcome    log         exactly one: counters, and a record
+//! ```
+
+mod flow;
+mod log;
+mod pump;
+
+use std::sync::Arc;
+
+use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::time::Instant;
+
+use self::{
+    flow::{Failure, Flow},
+    log::RequestLog,
+};
+use super::{
+    access::Outcome,
+    authority::agrees,
+    deadline::Deadline,
+    error::{Asked, HttpError},
+    fields::{self, Forwarding, translate::join_cookies},
+    message::{Broken, Content, Downstream, Request, Response},
+    policy::Verdict,
+    site::Site,
+    upstream::{Backends, ConnectError, Terms, Wanted},
+};
+use crate::{firewall::OffenceKind, net::dial::DialError, telemetry::limit::LineLimit};
+
+/// More of them say nothing new.
+static BACKEND_WARNINGS: LineLimit = LineLimit::per_second(10);
+
+/// How an exchange leaves the client's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// The response is whole, and the request has been read.
+    Whole,
+    /// The response is whole, and more of the request may come.
+    Unread,
+    /// The response is not whole: the client has to be told so by a reset.
+    Broken,
+}
+
+/// Why there is no response of a backend.
+struct Refused {
+    error: HttpError,
+    outcome: Outcome,
+}
+
+/// Serves one request. `deadline` is the connection's, or the stream's.
+pub async fn exchange<D: Downstream>(
+    site: &Site,
+    client: &mut D,
+    request: Request,
+    deadline: &mut Deadline,
+    begun_at: Instant,
+) -> Left {
+    let mut log = RequestLog::new(site, &request, begun_at);
+    let asked = Asked::of(&request.method, &request.headers);
+    let random = random();
+    let served = serve(site, client, request, deadline, &mut log, random).await;
+    let (left, outcome) = match served {
+        Ok((left, outcome)) => (left, outcome),
+        Err(Refused { error, outcome }) => {
+            let id = log.request_id.clone();
+            log.status = Some(error.status());
+            let left = respond(site, client, error, asked, id.as_ref(), deadline).await;
+            (left, if left == Left::Broken { Outcome::ClientAborted } else { outcome })
+        }
+    };
+    log.finish(site, outcome, random as u64);
+    left
+}
+
+/// Answers here.
+pub async fn respond<D: Downstream>(
+    site: &Site,
+    client: &mut D,
+    error: HttpError,
+    asked: Asked,
+    id: Option<&HeaderValue>,
+    deadline: &mut Deadline,
+) -> Left {
+    if error.closes() {
+        client.set_last();
+    }
+    let (head, mut body) = error.respond(asked, id).into_parts();
+    let content = if body.is_empty() { Content::None } else { Content::Length(body.len() as u64) };
+    let response = Response { status: head.status, headers: head.headers, content };
+    if client.respond(response).is_err() {
+        return Left::Broken;
+    }
+    flow::deliver(client, &mut body, site.edge().http.write_timeout, deadline).await
+}
+
+async fn serve<D: Downstream>(
+    site: &Site,
+    client: &mut D,
+    mut request: Request,
+    deadline: &mut Deadline,
+    log: &mut RequestLog,
+    random: u128,
+) -> Result<(Left, Outcome), Refused> {
+    let limits = &site.edge().http;
+    let refused = |error| Refused { error, outcome: Outcome::Refused };
+    let Some(destination) = site.destination() else { return Err(refused(HttpError::Misdirected)) };
+    log.route = log.is_wanted().then(|| Arc::clone(&destination.name));
+    if !agrees(site.server_name.as_ref(), &request.authority) {
+        return Err(refused(HttpError::Misdirected));
+    }
+    fields::strip_request(&mut request.headers, site.is_trusted);
+    if let Verdict::Refuse(_) = destination.policies.judge(&request.headers) {
+        site.report(OffenceKind::Policy);
+        return Err(Refused { error: HttpError::Forbidden, outcome: Outcome::Policy });
+    }
+    if let Content::Length(length) = request.content
+        && !limits.admits_body(length)
+    {
+        return Err(refused(HttpError::ContentTooLarge));
+    }
+    let forwarding = Forwarding {
+        client: site.client,
+        is_trusted: site.is_trusted,
+        is_tls: site.tls.is_some(),
+        host: &request.authority,
+        random,
+    };
+    log.request_id = Some(forwarding.write(&mut request.headers));
+    if request.version == Version::HTTP_2 {
+        join_cookies(&mut request.headers);
+    }
+    let Some(backends) = &destination.upstream else {
+        return Err(Refused { error: HttpError::Internal, outcome: Outcome::Internal });
+    };
+    let (flow, answer) = reach(site, client, backends, &request, deadline, log, random).await?;
+    Ok(finish(site, flow, answer, backends, &request, log).await)
+}
+
+/// Connects and waits for the head of the response, over another connection if the first one was no good and it is safe.
+async fn reach<'a, D: Downstream>(
+    site: &'a Site,
+    client: &'a mut D,
+    backends: &Arc<Backends>,
+    request: &Request,
+    deadline: &'a mut Deadline,
+    log: &mut RequestLog,
+    random: u128,
+) -> Result<(Flow<'a, D>, Response), Refused> {
+    let edge = site.edge();
+    let own = site.own(backends);
+    let wanted = Wanted {
+        client: site.client,
+        header: if own.is_some() { &site.header } else { &[] },
+        is_grpc: is_grpc(&request.headers),
+        is_upgrade: request.upgrade.is_some(),
+        own: own.as_ref(),
+        is_fresh: false,
+        terms: Terms {
+            resolver: &edge.resolver,
+            limits: &edge.http,
+            connect_timeout: edge.proxy.connect_timeout,
+            transparent_mark: edge.proxy.transparent_mark,
+        },
+    };
+    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline);
+    let mut is_again = false;
+    loop {
+        let wanted = Wanted { is_fresh: is_again, ..wanted };
+        let connected = match flow.unless_gone(backends.connect(&wanted)).await {
+            Some(Ok(connected)) => connected,
+            Some(Err((error, backend))) => {
+                warn(site, backend.map(|backend| backend as &dyn std::fmt::Display), &error);
+                return Err(of_connecting(&error));
+            }
+            None => return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::ClientAborted }),
+        };
+        let backend = backends.target().backends.get(connected.place);
+        if log.is_wanted() {
+            log.backend = backend.map(ToString::to_string);
+        }
+        log.connect = connected.connecting;
+        let was_used = connected.connecting.is_none();
+        let sent_at = Instant::now();
+        let failure = match connected.send(request, random).await {
+            Ok(exchanging) => match flow.answer(exchanging).await {
+                Ok(response) => {
+                    log.first_byte = Some(sent_at.elapsed());
+                    return Ok((flow, response));
+                }
+                Err(failure) => failure,
+            },
+            Err(broken) => Failure::Backend { broken, has_sent: false },
+        };
+        log.request_bytes = flow.sent_up();
+        let is_safe = match failure {
+            // RFC 9113 §8.7: a refused stream has not been looked at.
+            Failure::Backend { broken: Broken::Refused, .. } | Failure::Backend { has_sent: false, .. } => true,
+            Failure::Backend { broken: Broken::Gone, .. } => was_used && is_idempotent(&request.method),
+            _ => false,
+        };
+        if is_safe && !is_again && !flow.has_begun() {
+            edge.http_counters.count_retry();
+            is_again = true;
+            continue;
+        }
+        if let Failure::Backend { broken, .. } = failure {
+            warn(site, backend.map(|backend| backend as &dyn std::fmt::Display), &broken);
+        }
+        return Err(of_failure(site, failure));
+    }
+}
+
+/// Hands the response on.
+async fn finish<D: Downstream>(
+    site: &Site,
+    mut flow: Flow<'_, D>,
+    mut response: Response,
+    backends: &Arc<Backends>,
+    request: &Request,
+    log: &mut RequestLog,
+) -> (Left, Outcome) {
+    let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    let protocol = if is_tunnel { request.upgrade.clone() } else { None };
+    if is_tunnel {
+        site.edge().http_counters.count_tunnel();
+    }
+    fields::forward_response(&mut response.headers, protocol);
+    log.status = Some(response.status);
+    let (left, outcome) = flow.content(response).await;
+    log.request_bytes = flow.sent_up();
+    log.response_bytes = flow.sent_down();
+    if let Some(exchanging) = flow.into_reusable(left) {
+        let own = site.own(backends);
+        backends.release(exchanging, own.as_ref(), &site.edge().http);
+    }
+    (left, outcome)
+}
+
+fn of_connecting(error: &ConnectError) -> Refused {
+    match error {
+        ConnectError::Full => Refused { error: HttpError::Unavailable, outcome: Outcome::Overload },
+        ConnectError::Dial(DialError::Timeout(_)) => {
+            Refused { error: HttpError::GatewayTimeout, outcome: Outcome::BackendTimeout }
+        }
+        ConnectError::None
+        | ConnectError::OtherFamily
+        | ConnectError::Dial(DialError::Resolve(_) | DialError::Connect(_) | DialError::Transparent(_))
+        | ConnectError::Tls(_)
+        | ConnectError::Http2 => Refused { error: HttpError::BadGateway, outcome: Outcome::BackendUnreachable },
+    }
+}
+
+fn of_failure(site: &Site, failure: Failure) -> Refused {
+    match failure {
+        Failure::Backend { .. } => Refused { error: HttpError::BadGateway, outcome: Outcome::BackendFailed },
+        Failure::BackendLate => Refused { error: HttpError::GatewayTimeout, outcome: Outcome::BackendTimeout },
+        Failure::ClientLate => {
+            site.report(OffenceKind::Timeout);
+            Refused { error: HttpError::RequestTimeout, outcome: Outcome::Refused }
+        }
+        Failure::TooLong => Refused { error: HttpError::ContentTooLarge, outcome: Outcome::Refused },
+        Failure::Client(Broken::Malformed(error)) => {
+            site.edge().http_counters.count_malformed(error);
+            site.report(OffenceKind::Policy);
+            Refused { error: HttpError::BadRequest, outcome: Outcome::Refused }
+        }
+        // It does not hear it, or only by the end of the connection.
+        Failure::Client(Broken::Gone | Broken::Reset | Broken::Refused | Broken::Protocol) => {
+            Refused { error: HttpError::BadRequest, outcome: Outcome::ClientAborted }
+        }
+    }
+}
+
+/// Tells the operator that a backend is down, without a line for each of the requests that want it.
+fn warn(site: &Site, backend: Option<&dyn std::fmt::Display>, error: &dyn std::error::Error) {
+    if let Some(suppressed) = BACKEND_WARNINGS.admit(Instant::now()) {
+        tracing::warn!(
+            listener = %site.listening.addr,
+            sni = site.server_name.as_ref().map(tracing::field::display),
+            backend = backend.map(tracing::field::display),
+            %error,
+            suppressed,
+            "dial failed"
+        );
+    }
+}
+
+/// gRPC proper; gRPC-Web is made for HTTP/1.1.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let rest =
+        value.get(16..).filter(|_| value.get(..16).is_some_and(|name| name.eq_ignore_ascii_case(b"application/grpc")));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
+/// RFC 9110 §9.2.2.
+fn is_idempotent(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS, Method::TRACE].contains(method)
+}
+
+/// For the name of a request, which nobody has to guess.
+fn random() -> u128 {
+    thread_local! {
+        /// Random bytes that have not been used yet: a system call for 64 requests.
+        static STOCK: std::cell::RefCell<(Vec<u8>, usize)> = const { std::cell::RefCell::new((Vec::new(), 0)) };
+    }
+    STOCK.with_borrow_mut(|(stock, used)| {
+        if stock.len() < *used + 16 {
+            stock.resize(1024, 0);
+            *used = 0;
+            // Only a kernel that is still starting has none; nothing but the uniqueness of names depends on it.
+            if let Err(error) = getrandom(stock.as_mut_slice(), GetRandomFlags::NONBLOCK) {
+                tracing::debug!(%error, "no random bytes for the ids of requests");
+            }
+        }
+        let bytes = stock.get(*used..*used + 16).and_then(|bytes| bytes.try_into().ok()).unwrap_or_default();
+        *used += 16;
+        u128::from_be_bytes(bytes)
+    })
+}

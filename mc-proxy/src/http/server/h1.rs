@@ -1,0 +1,146 @@
+//! A connection of HTTP/1.1: one request after the other.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::client::{Client, Next, request};
+use crate::{
+    conn::Outcome,
+    firewall::OffenceKind,
+    http::{
+        authority::Authority,
+        deadline::Deadline,
+        error::{Asked, HttpError},
+        exchange::{Left, exchange, respond},
+        h1::{HeadError, HeadLimits},
+        message::Downstream as _,
+        site::Site,
+        transport::Transport,
+    },
+};
+
+/// A client that goes on after the last response is not listened to any longer.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Nor for more bytes.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// How the wait for a request has ended.
+enum Waited {
+    For(Next),
+    /// A part of a head had come, or none.
+    Late(bool),
+    Drained,
+}
+
+/// Serves a client until one of the two has had enough.
+pub(super) async fn serve<S: Transport>(site: &Site, stream: S) -> (Outcome, u64, u64) {
+    let mut client = Client::new(stream, HeadLimits::of_requests(&site.edge().http));
+    let outcome = run(site, &mut client).await;
+    let (from_client, _) = client.transferred();
+    (outcome, from_client, site.from_backends())
+}
+
+async fn run<S: Transport>(site: &Site, client: &mut Client<S>) -> Outcome {
+    let limits = &site.edge().http;
+    let mut deadline = Deadline::new(Instant::now() + limits.keepalive_timeout);
+    let mut drain = pin!(site.local.drain.begun());
+    let mut requests = 0_u32;
+    let outcome = loop {
+        let next = match wait(site, client, &mut deadline, drain.as_mut()).await {
+            Waited::For(next) => next,
+            Waited::Late(false) => break Outcome::Idle,
+            Waited::Late(true) => {
+                site.report(OffenceKind::Timeout);
+                refuse(site, client, HttpError::RequestTimeout, &mut deadline).await;
+                break Outcome::Closed;
+            }
+            Waited::Drained => break Outcome::Told,
+        };
+        let begun_at = Instant::now();
+        let head = match next {
+            Next::Request(head) => head,
+            Next::End => break Outcome::Closed,
+            Next::Failed => return Outcome::ClientReset,
+            Next::Malformed(error) => {
+                site.edge().http_counters.count_malformed(error);
+                site.report(OffenceKind::Policy);
+                tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
+                refuse(site, client, http_error(error), &mut deadline).await;
+                break Outcome::Closed;
+            }
+        };
+        requests = requests.saturating_add(1);
+        if (limits.max_requests > 0 && requests >= limits.max_requests) || site.local.drain.has_begun() {
+            client.set_last();
+        }
+        let asked = Asked::of(&head.method, &head.headers);
+        let by_name = || Authority::parse(site.server_name.as_ref()?.as_str().as_bytes()).ok();
+        let left = match request(*head, by_name) {
+            Some(request) => exchange(site, client, request, &mut deadline, begun_at).await,
+            // HTTP/1.0 without `Host`, and without a name in the handshake.
+            None => respond(site, client, HttpError::BadRequest, asked, None, &mut deadline).await,
+        };
+        match left {
+            Left::Whole if client.goes_on() => {}
+            Left::Whole | Left::Unread => break Outcome::Closed,
+            Left::Broken => return Outcome::ClientReset,
+        }
+    };
+    let mut left = LINGER_BYTES;
+    deadline.set(Instant::now() + LINGER);
+    poll_fn(|cx| match client.poll_close(cx, &mut left) {
+        Poll::Ready(()) => Poll::Ready(()),
+        Poll::Pending => deadline.poll_over(cx),
+    })
+    .await;
+    outcome
+}
+
+/// Waits for the next head: for its first byte as long as a connection may idle, and from then on as long as a head may take.
+async fn wait<S: Transport>(
+    site: &Site,
+    client: &mut Client<S>,
+    deadline: &mut Deadline,
+    mut drain: Pin<&mut impl Future<Output = ()>>,
+) -> Waited {
+    let limits = &site.edge().http;
+    let mut has_begun = client.has_begun();
+    let timeout = if has_begun { limits.header_timeout } else { limits.keepalive_timeout };
+    deadline.set(Instant::now() + timeout);
+    poll_fn(|cx| {
+        if let Poll::Ready(next) = client.poll_next(cx) {
+            return Poll::Ready(Waited::For(next));
+        }
+        if !has_begun && client.has_begun() {
+            has_begun = true;
+            deadline.set(Instant::now() + limits.header_timeout);
+        }
+        if deadline.poll_over(cx).is_ready() {
+            return Poll::Ready(Waited::Late(has_begun));
+        }
+        if !has_begun && drain.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Waited::Drained);
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Answers what is no request.
+async fn refuse<S: Transport>(site: &Site, client: &mut Client<S>, error: HttpError, deadline: &mut Deadline) {
+    client.set_last();
+    let _ = respond(site, client, error, Asked::UNKNOWN, None, deadline).await;
+    site.edge().http_counters.count(Some(error.status()), crate::http::access::Outcome::Refused);
+}
+
+/// What a client is told of a malformed head.
+fn http_error(error: HeadError) -> HttpError {
+    HttpError::ALL.into_iter().find(|known| known.status() == error.status()).unwrap_or(HttpError::BadRequest)
+}

@@ -1,0 +1,20 @@
+//! Clients whose TLS has been terminated.
+
+pub mod client;
+mod h1;
+mod h2;
+
+use super::site::Site;
+use crate::{
+    conn::Outcome,
+    tls::{Alpn, TlsStream},
+};
+
+/// Serves a client in the protocol that the handshake has come to: HTTP/1.1 where it has come to none. How the connection
+/// ended, with the bytes that came from the client and from backends.
+pub async fn serve(site: Site, stream: TlsStream, alpn: Option<Alpn>) -> (Outcome, u64, u64) {
+    match alpn {
+        Some(Alpn::H2) => h2::serve(site, stream).await,
+        Some(Alpn::Http11) | None => h1::serve(&site, stream).await,
+    }
+}

@@ -1,0 +1,131 @@
+//! New connections to backends.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{Backends, Kind, Wanted, h1, h2, io::Io, pool::Idle, tls::TlsError};
+use crate::{
+    desired::{BackendProtocol, Target},
+    http::h1::HeadLimits,
+    net::{
+        addr::BackendAddr,
+        dial::{Dial, DialError, dial},
+    },
+};
+
+/// Why there is no connection to a backend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The route has none.
+    #[error("the route has no backend")]
+    None,
+    /// Transparent mode, and the backend is of another address family than the client.
+    #[error("the backend is of another address family than the client")]
+    OtherFamily,
+    /// As many connections as there may be.
+    #[error("the backend has as many connections as max_backend_connections allows")]
+    Full,
+    /// It cannot be reached.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// TLS with it failed.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// HTTP/2 with it failed.
+    #[error("it does not speak HTTP/2")]
+    Http2,
+}
+
+/// What may be spoken for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spoken {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// What the backend chooses by ALPN.
+    Either,
+}
+
+impl Spoken {
+    /// By the route's `backend_protocol`.
+    pub(super) fn of(target: &Target, wanted: &Wanted<'_>) -> Self {
+        match target.backend_protocol {
+            BackendProtocol::Http1 => Self::Http1,
+            BackendProtocol::H2 => Self::Http2,
+            BackendProtocol::Auto if wanted.is_grpc => Self::Http2,
+            // Every HTTP/1.1 server can be asked for an upgrade; of HTTP/2 servers few know extended CONNECT.
+            BackendProtocol::Auto if wanted.is_upgrade || !target.backend_tls => Self::Http1,
+            BackendProtocol::Auto => Self::Either,
+        }
+    }
+
+    /// A connection that is there already.
+    pub(super) fn waiting(self, idle: &Idle, place: usize, wanted: &Wanted<'_>) -> Option<Kind> {
+        if wanted.is_fresh {
+            return None;
+        }
+        let h2 = if self == Self::Http1 { None } else { idle.take_h2(place).map(Kind::H2) };
+        h2.or_else(|| {
+            let timeout = wanted.terms.limits.pool_idle_timeout;
+            if self == Self::Http2 { None } else { idle.take_h1(place, timeout).map(|found| Kind::H1(Box::new(found))) }
+        })
+    }
+
+    fn alpn(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::Http1 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+            Self::Either => &[b"h2", b"http/1.1"],
+        }
+    }
+}
+
+impl Backends {
+    pub(super) async fn dial(
+        &self,
+        idle: &Arc<Idle>,
+        place: usize,
+        backend: &BackendAddr,
+        spoken: Spoken,
+        wanted: &Wanted<'_>,
+    ) -> Result<Kind, ConnectError> {
+        let terms = wanted.terms;
+        let open = idle.open(place, terms.limits.max_backend_connections).ok_or(ConnectError::Full)?;
+        let deadline = Instant::now() + terms.connect_timeout;
+        let source = self.target.transparent.then_some(wanted.client);
+        let attempt = Dial {
+            backend,
+            first: wanted.header,
+            source,
+            mark: source.map(|_| terms.transparent_mark),
+            timeout: terms.connect_timeout,
+        };
+        let mut socket = dial(&attempt, terms.resolver).await?;
+        let late = || DialError::Timeout(terms.connect_timeout);
+        let (io, is_h2) = if self.target.backend_tls {
+            socket.register_both().map_err(DialError::Connect)?;
+            let handshake = self.tls.connect(socket, backend, spoken.alpn());
+            let stream = timeout_at(deadline, handshake).await.map_err(|_| late())??;
+            let is_h2 = match (spoken, stream.get_ref().1.alpn_protocol()) {
+                (_, Some(b"h2")) => true,
+                // Told by the configuration: a backend without ALPN may speak it all the same.
+                (Spoken::Http2, None) => true,
+                (Spoken::Http2, Some(_)) => return Err(ConnectError::Http2),
+                (Spoken::Http1 | Spoken::Either, _) => false,
+            };
+            (Io::Tls(Box::new(stream)), is_h2)
+        } else {
+            (Io::Plain(socket), spoken == Spoken::Http2)
+        };
+        if is_h2 {
+            let handle = timeout_at(deadline, h2::Handle::open(io, terms.limits, open)).await.map_err(|_| late())?;
+            let handle = handle.map_err(|_| ConnectError::Http2)?;
+            idle.keep_h2(handle.clone());
+            Ok(Kind::H2(handle))
+        } else {
+            Ok(Kind::H1(Box::new(h1::Backend::new(io, HeadLimits::of_responses(terms.limits), open))))
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The backends of a route: connections to them, and what is spoken over those.
+
+pub mod connect;
+pub mod h1;
+pub mod h2;
+pub mod io;
+pub mod pool;
+pub mod tls;
+
+use std::{
+    cell::Cell,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use ::http::HeaderMap;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+pub use self::connect::ConnectError;
+use self::{connect::Spoken, pool::Idle, tls::ClientTls};
+use super::{
+    limits::HttpLimits,
+    message::{Answer, Broken, Part, Request, Sink, Source, Upstream},
+};
+use crate::{
+    desired::Target,
+    net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, transparent},
+};
+
+/// The backends of one route, with their connections.
+#[derive(Debug)]
+pub struct Backends {
+    target: Target,
+    tls: ClientTls,
+    idle: Arc<Idle>,
+}
+
+/// What a connection is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Whose request it is, for routes that show it to the backend.
+    pub client: ClientAddr,
+    /// The PROXY header that a new connection begins with; may be empty.
+    pub header: &'a [u8],
+    /// gRPC needs HTTP/2 (its trailers and its streams).
+    pub is_grpc: bool,
+    /// An upgrade is asked for.
+    pub is_upgrade: bool,
+    /// Where the connections of this client alone are kept, on routes whose backends are told of the client.
+    pub own: Option<&'a Arc<Idle>>,
+    /// No connection that others have used before.
+    pub is_fresh: bool,
+    /// Deadlines and limits.
+    pub terms: Terms<'a>,
+}
+
+/// What holds for all connections to backends.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// Finds backends that have names.
+    pub resolver: &'a Resolver,
+    /// Of heads, and of the pools.
+    pub limits: &'a HttpLimits,
+    /// For the connection, with its name's resolution and its TLS.
+    pub connect_timeout: Duration,
+    /// Of packets that carry a client's address.
+    pub transparent_mark: u32,
+}
+
+/// A connection that takes a request.
+#[derive(Debug)]
+pub struct Connected {
+    kind: Kind,
+    /// Where its backend is in [`Target::backends`].
+    pub place: usize,
+    /// How long it took to make; none for one that was there.
+    pub connecting: Option<Duration>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    H1(Box<h1::Backend>),
+    H2(h2::Handle),
+}
+
+/// A connection, or a stream of one, that has a request.
+#[derive(Debug)]
+pub enum Exchanging {
+    /// HTTP/1.1.
+    H1(Box<h1::Backend>),
+    /// HTTP/2.
+    H2(Box<h2::Backend>),
+}
+
+thread_local! {
+    static ROTATION: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Backends {
+    /// Those of a target.
+    pub fn new(target: &Target) -> Arc<Self> {
+        let idle = Idle::new(target.backends.len(), true);
+        Arc::new(Self { target: target.clone(), tls: ClientTls::of(target), idle })
+    }
+
+    /// The target.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether the backend is told of the client in a way that holds for the whole connection, so that nobody else may use it.
+    pub fn is_clients_own(&self) -> bool {
+        self.target.transparent || self.target.send_proxy.is_some()
+    }
+
+    /// Where a client keeps connections that are its own.
+    pub fn own(&self) -> Arc<Idle> {
+        Idle::new(self.target.backends.len(), false)
+    }
+
+    /// A connection to one of the backends: one that is there, or a new one. They are tried in their order from a start that
+    /// rotates.
+    ///
+    /// # Errors
+    /// The last one's, when none can be reached.
+    pub async fn connect(&self, wanted: &Wanted<'_>) -> Result<Connected, (ConnectError, Option<&BackendAddr>)> {
+        let idle = wanted.own.unwrap_or(&self.idle);
+        let count = self.target.backends.len();
+        let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
+        let mut last = (ConnectError::None, None);
+        for place in (0..count).map(|offset| start.wrapping_add(offset) % count) {
+            let Some(backend) = self.target.backends.get(place) else { continue };
+            if self.target.transparent && !transparent::is_possible(wanted.client, backend) {
+                last = (ConnectError::OtherFamily, Some(backend));
+                continue;
+            }
+            let spoken = Spoken::of(&self.target, wanted);
+            if let Some(kind) = spoken.waiting(idle, place, wanted) {
+                return Ok(Connected { kind, place, connecting: None });
+            }
+            let begun = Instant::now();
+            match self.dial(idle, place, backend, spoken, wanted).await {
+                Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
+                Err(error) => last = (error, Some(backend)),
+            }
+        }
+        Err(last)
+    }
+
+    /// Keeps a connection whose exchange has ended, if it can be used again.
+    pub fn release(&self, exchanging: Exchanging, own: Option<&Arc<Idle>>, limits: &HttpLimits) {
+        match exchanging {
+            Exchanging::H1(mut backend) => {
+                if backend.is_reusable() {
+                    own.unwrap_or(&self.idle).keep_h1(*backend, limits.pool_max_idle as usize);
+                } else {
+                    backend.close();
+                }
+            }
+            Exchanging::H2(_) => {}
+        }
+    }
+}
+
+impl Connected {
+    /// Begins a request; an HTTP/1.1 connection sends it with the next flush.
+    ///
+    /// # Errors
+    /// When the connection is gone meanwhile; nothing has been sent then.
+    pub async fn send(self, request: &Request, random: u128) -> Result<Exchanging, Broken> {
+        match self.kind {
+            Kind::H1(mut backend) => {
+                backend.send(request, random);
+                Ok(Exchanging::H1(backend))
+            }
+            Kind::H2(handle) => Ok(Exchanging::H2(Box::new(handle.send(request).await?))),
+        }
+    }
+}
+
+impl Exchanging {
+    /// Whether the backend may have seen a part of the request.
+    pub fn has_sent(&mut self) -> bool {
+        match self {
+            Self::H1(backend) => backend.has_sent(),
+            Self::H2(backend) => backend.has_sent(),
+        }
+    }
+}
+
+impl Upstream for Exchanging {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
+        match self {
+            Self::H1(backend) => backend.poll_answer(cx),
+            Self::H2(backend) => backend.poll_answer(cx),
+        }
+    }
+}
+
+impl Source for Exchanging {
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Part>, Broken>> {
+        match self {
+            Self::H1(backend) => backend.poll_part(cx),
+            Self::H2(backend) => backend.poll_part(cx),
+        }
+    }
+
+    fn is_ended(&self) -> bool {
+        match self {
+            Self::H1(backend) => backend.is_ended(),
+            Self::H2(backend) => backend.is_ended(),
+        }
+    }
+}
+
+impl Sink for Exchanging {
+    fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::H1(backend) => backend.poll_data(cx, data, is_last),
+            Self::H2(backend) => backend.poll_data(cx, data, is_last),
+        }
+    }
+
+    fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+        match self {
+            Self::H1(backend) => backend.end(trailers),
+            Self::H2(backend) => backend.end(trailers),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        match self {
+            Self::H1(backend) => backend.poll_flush(cx),
+            Self::H2(backend) => backend.poll_flush(cx),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Connections to the backends of a route that wait for the next request.
+//!
+//! Each worker keeps its own, in whose reactor they are; the lock of a worker's part is taken by that worker, and by another
+//! one only when it has none of its own left: it takes the oldest away then, into its own reactor. So all workers share what is
+//! there, and no request of a busy one crosses to another core.
+
+use std::{
+    cell::{Cell, RefCell},
+    num::NonZeroUsize,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{h1, h2};
+
+thread_local! {
+    /// This worker's part of every pool.
+    static HOME: Cell<usize> = const { Cell::new(0) };
+    /// The pools in which this worker keeps something.
+    static LISTED: RefCell<Vec<Weak<Idle>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The idle connections to one route's backends.
+#[derive(Debug)]
+pub struct Idle {
+    /// Made when the first one is kept: most routes of many have none.
+    parts: OnceLock<Box<[Mutex<Kept>]>>,
+    count: usize,
+    /// By backend.
+    open: Box<[AtomicU64]>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// The one that was used last is at the end.
+    h1: Vec<(h1::Backend, Instant)>,
+    h2: Vec<h2::Handle>,
+    is_listed: bool,
+}
+
+/// A place among the connections to a backend; given back when dropped.
+#[derive(Debug)]
+pub struct Open {
+    idle: Arc<Idle>,
+    place: usize,
+}
+
+/// From now on this thread keeps its connections in the part of worker `index`.
+pub fn set_home(index: usize) {
+    HOME.set(index);
+}
+
+/// Closes what this worker has kept for longer than `timeout`, and what the backends have closed.
+pub fn sweep(timeout: Duration) {
+    let now = Instant::now();
+    LISTED.with_borrow_mut(|listed| {
+        listed.retain(|idle| idle.upgrade().is_some_and(|idle| idle.sweep(now, timeout)));
+    });
+}
+
+impl Idle {
+    /// For so many backends, kept by every worker for itself, or, for the requests of one client, in one place.
+    pub fn new(backends: usize, is_shared: bool) -> Arc<Self> {
+        let workers = if is_shared { available_parallelism().map_or(1, NonZeroUsize::get) } else { 1 };
+        Arc::new(Self {
+            parts: OnceLock::new(),
+            count: workers,
+            open: (0..backends).map(|_| AtomicU64::new(0)).collect(),
+        })
+    }
+
+    /// A place for one more connection to a backend; none when there are `max` already (0 = unlimited).
+    pub(super) fn open(self: &Arc<Self>, place: usize, max: u32) -> Option<Open> {
+        // The place is taken first: of two that come at once for the last one, one gives it back.
+        let open = Open { idle: Arc::clone(self), place };
+        let count = self.open.get(place)?.fetch_add(1, Relaxed);
+        (max == 0 || count < u64::from(max)).then_some(open)
+    }
+
+    /// Connections to a backend now.
+    pub fn connections(&self, place: usize) -> u64 {
+        self.open.get(place).map_or(0, |open| open.load(Relaxed))
+    }
+
+    /// An unused HTTP/1.1 connection to a backend.
+    pub(super) fn take_h1(&self, place: usize, timeout: Duration) -> Option<h1::Backend> {
+        let now = Instant::now();
+        let parts = self.parts.get()?;
+        let home = self.home();
+        loop {
+            let mut own = lock(parts.get(home)?);
+            let Some(at) = own.h1.iter().rposition(|(backend, _)| backend.place() == place) else { break };
+            let (mut backend, since) = own.h1.remove(at);
+            drop(own);
+            if now.saturating_duration_since(since) < timeout && backend.is_fresh() {
+                return Some(backend);
+            }
+        }
+        for part in parts.iter().enumerate().filter(|(index, _)| *index != home).map(|(_, part)| part) {
+            // A worker that is at it has a use for them.
+            while let Ok(mut others) = part.try_lock() {
+                let Some(at) = others.h1.iter().position(|(backend, _)| backend.place() == place) else { break };
+                let (mut backend, since) = others.h1.remove(at);
+                drop(others);
+                backend.leave();
+                if now.saturating_duration_since(since) < timeout && backend.is_fresh() {
+                    return Some(backend);
+                }
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for the next request, if there are not `max` of its backend already.
+    pub(super) fn keep_h1(self: &Arc<Self>, mut backend: h1::Backend, max: usize) {
+        let mut own = lock(self.part());
+        if own.h1.len() >= max.saturating_mul(self.open.len()) {
+            drop(own);
+            backend.close();
+            return;
+        }
+        backend.rest();
+        own.h1.push((backend, Instant::now()));
+        self.list(&mut own);
+    }
+
+    /// An HTTP/2 connection of this worker to a backend that takes another stream.
+    pub(super) fn take_h2(&self, place: usize) -> Option<h2::Handle> {
+        let mut own = lock(self.parts.get()?.get(self.home())?);
+        own.h2.retain(|handle| !handle.is_closed());
+        own.h2.iter().find(|handle| handle.place() == place && handle.has_room()).cloned()
+    }
+
+    /// Lets this worker's requests share a connection.
+    pub(super) fn keep_h2(self: &Arc<Self>, handle: h2::Handle) {
+        let mut own = lock(self.part());
+        own.h2.push(handle);
+        self.list(&mut own);
+    }
+
+    /// Closes all: the client whose connections they were is gone.
+    pub fn clear(&self) {
+        for part in self.parts.get().into_iter().flatten() {
+            let Kept { h1, h2, .. } = std::mem::take(&mut *lock(part));
+            h1.into_iter().for_each(|(backend, _)| backend.close());
+            h2.into_iter().for_each(|handle| handle.close());
+        }
+    }
+
+    fn sweep(&self, now: Instant, timeout: Duration) -> bool {
+        let mut own = lock(self.part());
+        let is_old = |since: &Instant| now.saturating_duration_since(*since) >= timeout;
+        own.h1.retain_mut(|(backend, _)| backend.is_fresh());
+        own.h1.extract_if(.., |(_, since)| is_old(since)).for_each(|(backend, _)| backend.close());
+        own.h2.retain(|handle| !handle.is_closed() && !handle.close_if_unused(now, timeout));
+        own.is_listed = !own.h1.is_empty() || !own.h2.is_empty();
+        own.is_listed
+    }
+
+    fn list(self: &Arc<Self>, own: &mut Kept) {
+        if !std::mem::replace(&mut own.is_listed, true) {
+            LISTED.with_borrow_mut(|listed| listed.push(Arc::downgrade(self)));
+        }
+    }
+
+    fn home(&self) -> usize {
+        HOME.get() % self.count
+    }
+
+    fn part(&self) -> &Mutex<Kept> {
+        let parts = self.parts.get_or_init(|| (0..self.count).map(|_| Mutex::default()).collect());
+        &parts[self.home()]
+    }
+}
+
+impl Open {
+    /// Which of the backends.
+    pub(super) fn place(&self) -> usize {
+        self.place
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(open) = self.idle.open.get(self.place) {
+            open.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+fn lock(part: &Mutex<Kept>) -> std::sync::MutexGuard<'_, Kept> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
+}
