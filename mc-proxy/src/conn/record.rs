@@ -96,7 +96,7 @@ impl Record {
     }
 
     /// What the connection's requests are told of it.
-    pub(super) fn site(&self, tls: &'static str, header: Box<[u8]>) -> Site {
+    pub(super) fn site(&self, tls: Option<&'static str>, header: Box<[u8]>) -> Site {
         let is_blameless = self.is_allowed || self.is_blameless;
         let is_trusted = self.edge().http_trusted.trusts(self.client.ip());
         Site::new(
@@ -108,7 +108,7 @@ impl Record {
             self.server_name.clone(),
             self.alpn.clone(),
             None,
-            Some(tls),
+            tls,
             header,
         )
     }

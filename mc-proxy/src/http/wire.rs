@@ -43,11 +43,11 @@ pub struct Wire<S> {
 }
 
 impl<S> Wire<S> {
-    /// Nothing has been read or written yet.
-    pub fn new(io: S) -> Self {
+    /// Of `io`, `begun` has been read.
+    pub fn new(io: S, begun: &[u8]) -> Self {
         Self {
             io,
-            input: BytesMut::new(),
+            input: BytesMut::from(begun),
             read_size: READ_MIN,
             has_ended: false,
             has_shut: false,

@@ -18,6 +18,7 @@ mod pump;
 use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use bytes::Bytes;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::Instant;
 
@@ -31,6 +32,7 @@ use super::{
     deadline::Deadline,
     error::{Asked, HttpError},
     fields::{self, Forwarding, translate::join_cookies},
+    h1::Target,
     message::{Broken, Content, Downstream, Request, Response},
     policy::Verdict,
     site::Site,
@@ -102,6 +104,28 @@ pub async fn respond<D: Downstream>(
         return Left::Broken;
     }
     flow::deliver(client, &mut body, site.edge().http.write_timeout, deadline).await
+}
+
+/// Sends the client to the same place by `https`: for good, and with the same method and content if it has any (RFC 9110
+/// §15.4.2, §15.4.9).
+pub async fn redirect<D: Downstream>(site: &Site, client: &mut D, request: &Request, deadline: &mut Deadline) -> Left {
+    let Target::Origin(path) = &request.target else {
+        let asked = Asked::of(&request.method, &request.headers);
+        return respond(site, client, HttpError::BadRequest, asked, None, deadline).await;
+    };
+    let is_safe = [Method::GET, Method::HEAD].contains(&request.method);
+    let status = if is_safe { StatusCode::MOVED_PERMANENTLY } else { StatusCode::PERMANENT_REDIRECT };
+    if !request.content.is_empty() {
+        client.set_last();
+    }
+    // Of what has been parsed: the client's spelling may be what some client reads otherwise.
+    let location = HeaderValue::try_from(format!("https://{}{path}", request.authority.host()));
+    let headers = HeaderMap::from_iter(location.ok().map(|location| (header::LOCATION, location)));
+    site.edge().http_counters.count(Some(status), Outcome::Completed);
+    if client.respond(Response { status, headers, content: Content::Length(0) }).is_err() {
+        return Left::Broken;
+    }
+    flow::deliver(client, &mut Bytes::new(), site.edge().http.write_timeout, deadline).await
 }
 
 async fn serve<D: Downstream>(

@@ -43,10 +43,10 @@ pub enum Next {
 }
 
 impl<S: Transport> Client<S> {
-    /// A connection on which nothing has been read.
-    pub fn new(stream: S, limits: HeadLimits) -> Self {
+    /// A connection of which `begun` has been read.
+    pub fn new(stream: S, begun: &[u8], limits: HeadLimits) -> Self {
         Self {
-            connection: Connection::new(Wire::new(stream), limits),
+            connection: Connection::new(Wire::new(stream, begun), limits),
             reader: HeadReader::default(),
             limits,
             version: Version::HTTP_11,

@@ -17,7 +17,7 @@ use crate::{
         authority::Authority,
         deadline::Deadline,
         error::{Asked, HttpError},
-        exchange::{Left, exchange, respond},
+        exchange::{Left, exchange, redirect, respond},
         h1::{HeadError, HeadLimits},
         message::Downstream as _,
         site::Site,
@@ -39,15 +39,24 @@ enum Waited {
     Drained,
 }
 
+/// What becomes of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    /// They go to the route's backends.
+    Proxy,
+    /// They are sent to `https`.
+    Redirect,
+}
+
 /// Serves a client until one of the two has had enough.
-pub(super) async fn serve<S: Transport>(site: &Site, stream: S) -> (Outcome, u64, u64) {
-    let mut client = Client::new(stream, HeadLimits::of_requests(&site.edge().http));
-    let outcome = run(site, &mut client).await;
+pub(super) async fn serve<S: Transport>(site: &Site, stream: S, begun: &[u8], service: Service) -> (Outcome, u64, u64) {
+    let mut client = Client::new(stream, begun, HeadLimits::of_requests(&site.edge().http));
+    let outcome = run(site, &mut client, service).await;
     let (from_client, _) = client.transferred();
     (outcome, from_client, site.from_backends())
 }
 
-async fn run<S: Transport>(site: &Site, client: &mut Client<S>) -> Outcome {
+async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service) -> Outcome {
     let limits = &site.edge().http;
     let mut deadline = Deadline::new(Instant::now() + limits.keepalive_timeout);
     let mut drain = pin!(site.local.drain.begun());
@@ -83,6 +92,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>) -> Outcome {
         let asked = Asked::of(&head.method, &head.headers);
         let by_name = || Authority::parse(site.server_name.as_ref()?.as_str().as_bytes()).ok();
         let left = match request(*head, by_name) {
+            Some(request) if service == Service::Redirect => redirect(site, client, &request, &mut deadline).await,
             Some(request) => exchange(site, client, request, &mut deadline, begun_at).await,
             // HTTP/1.0 without `Host`, and without a name in the handshake.
             None => respond(site, client, HttpError::BadRequest, asked, None, &mut deadline).await,

@@ -40,7 +40,7 @@ pub struct Backend {
 impl Backend {
     pub(super) fn new(io: Io, limits: HeadLimits, open: Open) -> Self {
         Self {
-            connection: Connection::new(Wire::new(io), limits),
+            connection: Connection::new(Wire::new(io, &[]), limits),
             reader: HeadReader::default(),
             limits,
             method: Method::GET,
