@@ -25,6 +25,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use arc_swap::ArcSwapOption;
 use mc_proxy_common::rate::RateLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -202,6 +203,7 @@ impl Running {
         let (bans, offences) = Bans::new(config.firewall.auto_ban);
         let edge = Arc::new(Edge {
             firewall: Firewall::new(engine.memory(), limit),
+            geoip: ArcSwapOption::new(geoip.as_ref().map(|countries| Arc::clone(countries.geoip()))),
             http: config.http.clone(),
             http_trusted: config.http_trusted.clone(),
             http_counters: HttpCounters::default(),

@@ -22,14 +22,14 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use self::sources::{Source, Sources};
 use crate::{
     config::{Proxy, TrustedProxies},
     control::Drops,
     desired::{AcceptProxy, Listener, Protocol},
-    firewall::Firewall,
+    firewall::{Firewall, GeoIp},
     http::{access::Access, counters::HttpCounters, limits::HttpLimits},
     net::{
         addr::ListenAddr,
@@ -60,6 +60,8 @@ pub struct Edge {
     pub splicing: Splicing,
     /// What connections may take of the daemon's memory.
     pub memory: Arc<Budget>,
+    /// `firewall.geoip_db` as it is in memory, for records.
+    pub geoip: ArcSwapOption<GeoIp>,
     /// Whose word for who the client is counts.
     pub http_trusted: TrustedProxies,
     /// What clients may ask of the HTTP proxy.

@@ -99,6 +99,10 @@ impl Record {
     pub(super) fn site(&self, tls: Option<&'static str>, header: Box<[u8]>) -> Site {
         let is_blameless = self.is_allowed || self.is_blameless;
         let is_trusted = self.edge().http_trusted.trusts(self.client.ip());
+        // Nobody else asks.
+        let geoip = self.edge().access.as_ref().and_then(|_| self.edge().geoip.load_full());
+        let country = geoip.and_then(|geoip| geoip.country(self.client.ip()));
+        let country = country.map(|code| code.to_string().into());
         Site::new(
             Arc::clone(&self.local),
             Arc::clone(self.permit.listening()),
@@ -107,7 +111,7 @@ impl Record {
             is_blameless,
             self.server_name.clone(),
             self.alpn.clone(),
-            None,
+            country,
             tls,
             header,
         )

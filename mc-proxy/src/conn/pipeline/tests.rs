@@ -60,9 +60,10 @@ impl Bench {
             proxy,
             splicing: relay::Splicing::userspace(),
             memory: memory::Budget::new(0),
-            http: HttpLimits::default(),
-            http_trusted: TrustedProxies::default(),
-            http_counters: HttpCounters::default(),
+            geoip: Default::default(),
+            http: Default::default(),
+            http_trusted: Default::default(),
+            http_counters: Default::default(),
             access: None,
         });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };

@@ -206,9 +206,10 @@ impl Bench {
         let second = Duration::from_secs(1);
         let edge = Arc::new(Edge {
             firewall: Firewall::new(engine.memory(), RateLimit::OFF),
-            http: HttpLimits::default(),
-            http_trusted: TrustedProxies::default(),
-            http_counters: HttpCounters::default(),
+            geoip: Default::default(),
+            http: Default::default(),
+            http_trusted: Default::default(),
+            http_counters: Default::default(),
             access: None,
             resolver: Resolver::default(),
             counters: Counters::default(),

@@ -1,4 +1,4 @@
-use ::http::{HeaderName, header};
+use ::http::HeaderName;
 use proptest::prelude::*;
 
 use super::{
