@@ -18,7 +18,7 @@ use crate::http::{
     access::Outcome,
     deadline::Deadline,
     fields,
-    message::{Answer, Broken, Content, Downstream, Request, Response, Upstream as _},
+    message::{Answer, Broken, Downstream, Request, Response, Upstream as _},
     site::Site,
     upstream::Exchanging,
 };
@@ -177,7 +177,10 @@ impl<'a, D: Downstream> Flow<'a, D> {
     /// Hands on the response, and what is left of the request; in a tunnel both until their ends.
     pub(super) async fn content(&mut self, response: Response) -> (Left, Outcome) {
         let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
-        let is_empty = response.content.is_empty() || response.content == Content::None;
+        let is_empty = response.content.is_empty();
+        if self.site.local.drain.has_begun() {
+            self.client.set_last();
+        }
         if self.client.respond(response).is_err() {
             return (Left::Broken, Outcome::ClientAborted);
         }

@@ -94,7 +94,7 @@ pub async fn respond<D: Downstream>(
     id: Option<&HeaderValue>,
     deadline: &mut Deadline,
 ) -> Left {
-    if error.closes() {
+    if error.closes() || site.local.drain.has_begun() {
         client.set_last();
     }
     let (head, mut body) = error.respond(asked, id).into_parts();
@@ -160,7 +160,7 @@ async fn serve<D: Downstream>(
         host: &request.authority,
         random,
     };
-    log.request_id = Some(forwarding.write(&mut request.headers));
+    log.request_id = Some(forwarding.write(&mut request.headers, &site.written));
     if request.version == Version::HTTP_2 {
         join_cookies(&mut request.headers);
     }
@@ -231,7 +231,11 @@ async fn reach<'a, D: Downstream>(
             // RFC 9113 §8.7: a refused stream has not been looked at.
             Failure::Backend { broken: Broken::Refused, .. } | Failure::Backend { has_sent: false, .. } => true,
             Failure::Backend { broken: Broken::Gone, .. } => was_used && is_idempotent(&request.method),
-            _ => false,
+            Failure::Backend { .. }
+            | Failure::BackendLate
+            | Failure::Client(_)
+            | Failure::ClientLate
+            | Failure::TooLong => false,
         };
         if is_safe && !is_again && !flow.has_begun() {
             edge.http_counters.count_retry();

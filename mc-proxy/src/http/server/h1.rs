@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// A client that has sent nothing for so long gets its buffers with its next request.
+const REST: Duration = Duration::from_secs(1);
+
 /// A client that goes on after the last response is not listened to any longer.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -122,8 +125,10 @@ async fn wait<S: Transport>(
 ) -> Waited {
     let limits = &site.edge().http;
     let mut has_begun = client.has_begun();
-    let timeout = if has_begun { limits.header_timeout } else { limits.keepalive_timeout };
-    deadline.set(Instant::now() + timeout);
+    let now = Instant::now();
+    let idle_until = now + limits.keepalive_timeout;
+    deadline.set(if has_begun { now + limits.header_timeout } else { idle_until.min(now + REST) });
+    let mut has_rested = false;
     poll_fn(|cx| {
         if let Poll::Ready(next) = client.poll_next(cx) {
             return Poll::Ready(Waited::For(next));
@@ -132,7 +137,12 @@ async fn wait<S: Transport>(
             has_begun = true;
             deadline.set(Instant::now() + limits.header_timeout);
         }
-        if deadline.poll_over(cx).is_ready() {
+        while deadline.poll_over(cx).is_ready() {
+            if !has_begun && !std::mem::replace(&mut has_rested, true) {
+                client.rest();
+                deadline.set(idle_until);
+                continue;
+            }
             return Poll::Ready(Waited::Late(has_begun));
         }
         if !has_begun && drain.as_mut().poll(cx).is_ready() {

@@ -113,6 +113,7 @@ impl Backend {
 
     /// Leaves this worker's reactor for that of another one.
     pub(super) fn leave(&mut self) {
+        self.rest();
         self.connection.wire().io().socket_mut().deregister();
     }
 

@@ -19,6 +19,9 @@ use tokio::time::Instant;
 
 use super::{h1, h2};
 
+/// A connection that has not been used for so long gets its buffers with its next request.
+const REST: Duration = Duration::from_secs(1);
+
 thread_local! {
     /// This worker's part of every pool.
     static HOME: Cell<usize> = const { Cell::new(0) };
@@ -118,14 +121,13 @@ impl Idle {
     }
 
     /// Keeps a connection for the next request, if there are not `max` of its backend already.
-    pub(super) fn keep_h1(self: &Arc<Self>, mut backend: h1::Backend, max: usize) {
+    pub(super) fn keep_h1(self: &Arc<Self>, backend: h1::Backend, max: usize) {
         let mut own = lock(self.part());
         if own.h1.len() >= max.saturating_mul(self.open.len()) {
             drop(own);
             backend.close();
             return;
         }
-        backend.rest();
         own.h1.push((backend, Instant::now()));
         self.list(&mut own);
     }
@@ -157,6 +159,9 @@ impl Idle {
         let mut own = lock(self.part());
         let is_old = |since: &Instant| now.saturating_duration_since(*since) >= timeout;
         own.h1.retain_mut(|(backend, _)| backend.is_fresh());
+        for (backend, _) in own.h1.iter_mut().filter(|(_, since)| now.saturating_duration_since(*since) >= REST) {
+            backend.rest();
+        }
         own.h1.extract_if(.., |(_, since)| is_old(since)).for_each(|(backend, _)| backend.close());
         own.h2.retain(|handle| !handle.is_closed() && !handle.close_if_unused(now, timeout));
         own.is_listed = !own.h1.is_empty() || !own.h2.is_empty();
