@@ -207,7 +207,10 @@ fn every_error_has_place_key_value_and_remedy() {
         (&[LISTENER, ROUTE, "bakend_tls = true"], "8:1: listeners.routes.bakend_tls: unknown key \"bakend_tls\"; did you mean \"backend_tls\"?".into()),
         (&["[log]\nidle_timeout = \"5s\""], "4:1: log.idle_timeout: unknown key \"idle_timeout\"; did you mean \"proxy.idle_timeout\"?".into()),
         (&["[log]\nünïcode_é = 1"], "4:".into()),
-        (&["[log]\ncolour = true"], "4:1: log.colour: unknown key \"colour\"; valid here: level, format".into()),
+        (&["[log]\ncolour = true"], "4:1: log.colour: unknown key \"colour\"; valid here: level, format, access, access_format, access_sample, redact_clients, redact_queries".into()),
+        (&["[log]\naccess = \"stdin\""], "4:10: log.access: \"stdin\" is not \"off\", \"stdout\", \"stderr\" or an absolute path; write one of these, such as \"/srv/mc-proxy/access.log\"".into()),
+        (&["[log]\naccess_sample = 0"], "4:17: log.access_sample must be from 1 to 4294967295: 0; write 1".into()),
+        (&["[log]\naccess_format = \"text\""], "4:17: log.access_format: \"text\" is not one of \"json\", \"logfmt\"".into()),
         (&[LISTENER, "[listeners.default]\nbackend = \"a:1\"\nhostname = \"a.b\""], "7:12: listeners.default.hostname: a default route has no hostname; remove it, or write [[listeners.routes]]".into()),
         // Listeners.
         (&["[[listeners]]\nprotocol = \"tls\""], "3:1: listeners.addr is required; write addr = \":443\"".into()),
@@ -555,7 +558,8 @@ fn the_commented_lines_of_the_example_are_true() {
     assert_eq!(config.proxy, defaults.proxy);
     assert_eq!(config.xdp, defaults.xdp);
     assert_eq!(Firewall { geoip_db: None, ..config.firewall }, defaults.firewall);
-    assert_eq!(config.log, defaults.log);
+    assert_eq!((config.log, config.access), (defaults.log, defaults.access));
+    assert_eq!((config.http, config.http_trusted), (defaults.http, defaults.http_trusted));
 }
 
 proptest! {

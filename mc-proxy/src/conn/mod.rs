@@ -30,6 +30,7 @@ use crate::{
     control::Drops,
     desired::{AcceptProxy, Listener, Protocol},
     firewall::Firewall,
+    http::access::{Sample, Style, writer::AccessLog},
     net::{
         addr::ListenAddr,
         memory::Budget,
@@ -59,6 +60,21 @@ pub struct Edge {
     pub splicing: Splicing,
     /// What connections may take of the daemon's memory.
     pub memory: Arc<Budget>,
+    /// Where requests are recorded; none = nowhere.
+    pub access: Option<Access>,
+    /// Records tell the network of a client instead of its address.
+    pub redact_clients: bool,
+}
+
+/// What becomes of access records.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Takes the lines.
+    pub log: AccessLog,
+    /// What they look like.
+    pub style: Style,
+    /// Which requests have one.
+    pub sample: Sample,
 }
 
 /// What the connections of one worker share. The counts of its references stay on the worker's core.

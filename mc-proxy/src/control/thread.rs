@@ -165,7 +165,7 @@ impl Thread {
         }
         match command {
             Command::Routes(listener, reply) => answer(reply, self.routes(&listener)),
-            Command::AddRoute(listener, route, reply) => answer(reply, self.add_route(&listener, route)),
+            Command::AddRoute(listener, route, reply) => answer(reply, self.add_route(&listener, *route)),
             Command::RemoveRoute(listener, key, reply) => answer(reply, self.remove_route(&listener, &key)),
             Command::Policies(listener, key, reply) => {
                 answer(reply, self.route(&listener, &key).map(|route| route.target.l7_policies.clone()));
@@ -342,6 +342,10 @@ impl Thread {
             accept_failures: edge.counters.accept_failures(),
             names: edge.resolver.figures(),
             certificates: self.owned.certificates.figures(),
+            access: edge
+                .access
+                .as_ref()
+                .map(|access| super::AccessStatus { dropped: access.log.dropped(), failed: access.log.failed() }),
         }
     }
 

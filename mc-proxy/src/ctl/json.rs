@@ -54,6 +54,7 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
             "failures": names.failures,
         })),
         "firewall": status.firewall.as_ref().map(firewall),
+        "access": status.access.map(|lost| json!({"dropped": lost.dropped, "failed": lost.failed})),
         "certificates": status.certificates.as_ref().map(|certificates| json!({
             "count": certificates.count,
             "failing": certificates.failing,

@@ -50,8 +50,8 @@ impl Desk {
             }
             Command::AddRoute(name, route, reply) => {
                 let added = known(&name).map(|()| match routes.iter_mut().find(|r| r.is(&route.key())) {
-                    Some(old) => *old = route,
-                    None => routes.push(route),
+                    Some(old) => *old = *route,
+                    None => routes.push(*route),
                 });
                 let _ = reply.send(added);
             }
@@ -154,6 +154,7 @@ impl Desk {
             memory: crate::control::MemoryStatus::default(),
             accept_failures: 0,
             names: crate::net::resolve::Figures::default(),
+            access: None,
             certificates: crate::tls::certs::Figures {
                 count: 1,
                 failing: 0,

@@ -219,6 +219,8 @@ impl Bench {
             },
             splicing: Splicing::new(Splice::Auto, Err("a bench has none".into())),
             memory: crate::net::memory::Budget::new(0),
+            access: None,
+            redact_clients: false,
         });
         let listeners = store.listeners().unwrap();
         let (certificates, _) = open_certificates(&listeners);
