@@ -119,7 +119,7 @@ impl Listening {
 
     /// The running side of a desired listener.
     pub fn with_certificates(desired: &Listener, certificates: &Certificates) -> Self {
-        let table = RouteTable::with_certificates(&desired.routes, desired.default.clone(), certificates);
+        let table = RouteTable::with_certificates(&desired.routes, desired.default.as_ref(), certificates, None);
         Self::with_table(desired, table)
     }
 

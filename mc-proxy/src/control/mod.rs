@@ -156,7 +156,7 @@ pub(crate) enum Command {
     Routes(String, Reply<ListenerRoutes>),
     AddRoute(String, Box<Route>, Reply<()>),
     RemoveRoute(String, RouteKey, Reply<()>),
-    Policies(String, RouteKey, Reply<Vec<L7Policy>>),
+    Policies(String, RouteKey, Reply<Vec<(L7Policy, u64)>>),
     AddPolicy(String, RouteKey, L7Policy, Reply<()>),
     RemovePolicy(String, RouteKey, L7Policy, Reply<()>),
     SetMaxConnections(String, u64, Reply<()>),
@@ -239,11 +239,12 @@ impl Control {
         self.call(|reply| Command::RemoveRoute(listener, route, reply)).await
     }
 
-    /// Policies of a route, in the order of evaluation.
+    /// Policies of a route, in the order of evaluation, each with the requests that it has refused, or as a shadow would
+    /// have, since the daemon has started or the route was added.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn policies(&self, listener: String, route: RouteKey) -> Result<Vec<L7Policy>, ControlError> {
+    pub async fn policies(&self, listener: String, route: RouteKey) -> Result<Vec<(L7Policy, u64)>, ControlError> {
         self.call(|reply| Command::Policies(listener, route, reply)).await
     }
 

@@ -153,6 +153,11 @@ pub(super) fn policy(policy: &v1::L7Policy) -> Value {
     json!({"type": policy.r#type, "value": policy.value, "shadow": policy.shadow})
 }
 
+/// With what the policy has refused.
+pub(super) fn counted_policy(policy: &v1::L7Policy) -> Value {
+    json!({"type": policy.r#type, "value": policy.value, "shadow": policy.shadow, "hits": policy.hits})
+}
+
 pub(super) fn rule(rule: &v1::FirewallRule) -> Value {
     json!({
         "type": rule.r#type().as_str_name(),

@@ -91,9 +91,13 @@ async fn policies() {
     ok(&served, &["routes", "add", ":443", "a.b", "a:1"]).await;
     ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot"]).await;
     let (table, _) = ok(&served, &["policies", "list", ":443", "a.b"]).await;
-    assert_eq!(table, "TYPE              VALUE            MODE\nblock_user_agent  bad\\u{1b}[2Jbot  refuse\n");
+    assert_eq!(
+        table,
+        "TYPE              VALUE            MODE    HITS\nblock_user_agent  bad\\u{1b}[2Jbot  refuse  7\n"
+    );
     let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
     assert_eq!(listed["policies"][0]["value"], "bad\u{1b}[2Jbot");
+    assert_eq!(listed["policies"][0]["hits"], 7);
     ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot", "--shadow"]).await;
     let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
     assert_eq!((&listed["policies"][0]["shadow"], &listed["policies"][1]), (&true.into(), &serde_json::Value::Null));

@@ -4,24 +4,42 @@ use std::{ops::Deref, sync::Arc};
 
 use crate::{
     desired::Target,
+    http::policy::Policies,
     tls::certs::{Certificate, Certificates},
 };
 
 /// A target with what it needs at run time. What it holds may change under it; a table is built anew when the target
 /// itself changes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Destination {
     target: Target,
+    /// The hostname of its route, or `(default)`.
+    pub name: Arc<str>,
     /// What TLS is terminated with; none on a route that does not.
     pub certificate: Option<Arc<Certificate>>,
+    /// What HTTP requests are refused for.
+    pub policies: Policies,
 }
 
 impl Destination {
-    /// With its certificate, when `certificates` has it.
-    pub fn new(target: Target, certificates: Option<&Certificates>) -> Self {
-        let files = target.cert_files();
-        let certificate = files.and_then(|files| certificates?.get(&files));
-        Self { target, certificate }
+    /// With its certificate, when `certificates` has it. `previous` is what its route had before: it goes on where nothing
+    /// has changed, and the counters of its policies do in any case.
+    pub fn new(
+        name: Arc<str>,
+        target: &Target,
+        certificates: Option<&Certificates>,
+        previous: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
+        let certificate = target.cert_files().and_then(|files| certificates?.get(&files));
+        let is_same = |previous: &&Arc<Self>| {
+            let certificates = [&previous.certificate, &certificate].map(|one| one.as_ref().map(Arc::as_ptr));
+            previous.target == *target && certificates[0] == certificates[1]
+        };
+        if let Some(same) = previous.filter(is_same) {
+            return Arc::clone(same);
+        }
+        let policies = Policies::compile(&target.l7_policies, previous.map(|previous| &previous.policies));
+        Arc::new(Self { target: target.clone(), name, certificate, policies })
     }
 }
 
@@ -33,7 +51,7 @@ impl Deref for Destination {
     }
 }
 
-/// Of their targets: a certificate follows from its target.
+/// Of their targets: the rest follows from its target.
 impl PartialEq for Destination {
     fn eq(&self, other: &Self) -> bool {
         self.target == other.target

@@ -126,7 +126,7 @@ pub(in crate::admin) fn policy(field: &str, given: Option<v1::L7Policy>) -> Resu
 }
 
 pub(in crate::admin) fn policy_to_proto(policy: L7Policy) -> v1::L7Policy {
-    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value, shadow: policy.shadow }
+    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value, shadow: policy.shadow, hits: 0 }
 }
 
 pub(in crate::admin) fn routes_to_proto(listener_addr: String, routes: ListenerRoutes) -> v1::ListRoutesResponse {
@@ -229,7 +229,8 @@ mod tests {
     #[test]
     fn every_refusal_of_a_route_names_its_field() {
         let good = || message("app.example.com", "127.0.0.1:8443");
-        let policy = |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into(), shadow: false };
+        let policy =
+            |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into(), ..Default::default() };
         let cases = [
             (None, "route: is required"),
             (Some(message("", "a:1")), "route.hostname: is required"),

@@ -64,7 +64,9 @@ impl Desk {
             }
             Command::Policies(name, key, reply) => {
                 let route = routes.iter().find(|r| r.is(&key));
-                let policies = route.map(|r| r.target.l7_policies.clone()).ok_or_else(|| unknown(&"route"));
+                let policies = route
+                    .map(|r| r.target.l7_policies.iter().cloned().map(|policy| (policy, 7)).collect())
+                    .ok_or_else(|| unknown(&"route"));
                 let _ = reply.send(known(&name).and(policies));
             }
             Command::AddPolicy(_, key, policy, reply) => {
