@@ -28,7 +28,6 @@ use mc_proxy_common::rate;
 use toml::de::DeTable;
 
 pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
-pub(crate) use self::unavailable::is_unavailable;
 use self::{
     diagnostic::{At, Report},
     file::Reader,

@@ -70,9 +70,16 @@ async fn routes() {
     ok(&served, &["routes", "remove", ":443", "app.example.com"]).await;
     let (text, exit) = refused(&served, &["routes", "list", ":444"]).await;
     assert_eq!((text.as_str(), exit), ("there is no listener \":444\"", Exit::Failure));
-    let (text, exit) = refused(&served, &["routes", "add", ":443", "a.b", "a:1", "--mode", "l7"]).await;
+    let add = ["routes", "add", ":443", "a.b", "a:1", "--mode", "l7", "--tls-cert", "/c", "--tls-key", "/k"];
+    let options =
+        ["--backend-tls", "--backend-ca", "/ca", "--backend-server-name", "b.c", "--backend-protocol", "http1"];
+    ok(&served, &[&add[..], &options].concat()).await;
+    let (table, _) = ok(&served, &["routes", "list"]).await;
+    let options = "backend-protocol=http1,backend-tls,backend-ca=/ca,backend-server-name=b.c";
+    assert!(table.contains(&format!("l7    {options}")), "{table}");
+    let (text, exit) = refused(&served, &["routes", "add", ":443", "a.b", "a:1", "--mode", "l5"]).await;
     assert_eq!(exit, Exit::Failure);
-    assert!(text.starts_with("route.mode: \"l7\" is not available"), "{text}");
+    assert!(text.starts_with("route.mode: \"l5\" is not one of"), "{text}");
 }
 
 #[tokio::test]

@@ -102,13 +102,13 @@ fn shadow_policies() {
     assert_eq!(shadows.collect::<Vec<_>>(), [true, false]);
 }
 
-/// With what the lines say beside a backend, by routes of mode `l7` in a version that has them.
+/// With what the lines say, on a route of mode `l7`.
 fn l7(lines: &str) -> Result<Loaded, ConfigErrors> {
     let text = format!(
         "{DATABASE}[[listeners]]\naddr = \":443\"\n[[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\n\
          mode = \"l7\"\ntls_cert = \"c\"\ntls_key = \"k\"\n{lines}"
     );
-    parse_with(&text, "f.toml", NO_ENV, &[])
+    load_text(&text)
 }
 
 #[test]
