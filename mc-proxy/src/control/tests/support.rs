@@ -210,7 +210,6 @@ impl Bench {
             http: Default::default(),
             http_trusted: Default::default(),
             http_counters: Default::default(),
-            access: None,
             resolver: Resolver::default(),
             counters: Counters::default(),
             offences,
@@ -224,6 +223,8 @@ impl Bench {
             },
             splicing: Splicing::new(Splice::Auto, Err("a bench has none".into())),
             memory: crate::net::memory::Budget::new(0),
+            access: None,
+            redact_clients: false,
         });
         let listeners = store.listeners().unwrap();
         let (certificates, _) = open_certificates(&listeners);

@@ -105,6 +105,20 @@ impl Backends {
         Arc::new(Self { target: target.clone(), tls: ClientTls::of(target), idle })
     }
 
+    /// Whether connections to them are what those of `target` would be.
+    pub fn is_of(&self, target: &Target) -> bool {
+        let Target { backends, backend_tls, backend_ca, backend_server_name, backend_insecure, .. } = &self.target;
+        let Target { backend_protocol, send_proxy, transparent, .. } = &self.target;
+        *backends == target.backends
+            && *backend_tls == target.backend_tls
+            && *backend_ca == target.backend_ca
+            && *backend_server_name == target.backend_server_name
+            && *backend_insecure == target.backend_insecure
+            && *backend_protocol == target.backend_protocol
+            && *send_proxy == target.send_proxy
+            && *transparent == target.transparent
+    }
+
     /// The target.
     pub fn target(&self) -> &Target {
         &self.target
