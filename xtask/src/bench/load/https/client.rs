@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::super::client::{Latencies, Plan, Warmed, pause};
 use super::super::counters::{Counters, Published};
 use super::super::socket::{Poller, Ready};
-use super::tls::{Peer, Secured};
+use super::tls::{Peer, Secured, Sessions, with_sessions};
 
 /// How long the kernel may refuse to begin a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -75,7 +75,8 @@ pub(crate) struct Outcome {
 /// What is asked of the connections.
 #[derive(Debug)]
 pub(super) struct Demand {
-    pub(super) config: Arc<ClientConfig>,
+    pub(super) config: ClientConfig,
+    pub(super) sessions: Sessions,
     pub(super) alpn: &'static [u8],
     /// Ends well as soon as so much is done, and badly if that does not come to pass: a probe.
     pub(super) enough: Option<Enough>,
@@ -100,9 +101,11 @@ pub(super) fn run<S: Session>(
     let poller = plan.poller()?;
     let mut latencies = Warmed::new(plan.warm_up);
     let mut run = Run { handshakes: Handshakes::default(), scratch: Vec::new(), out: Vec::new(), alpn: demand.alpn };
+    let configs: Vec<Arc<ClientConfig>> =
+        (0..plan.connections).map(|_| with_sessions(&demand.config, demand.sessions)).collect();
     let mut slots = Vec::with_capacity(plan.connections);
-    for token in 0..plan.connections {
-        slots.push(open((plan.addr, &demand.config), &poller, token, &mut session, &mut counters)?);
+    for (token, config) in configs.iter().enumerate() {
+        slots.push(open((plan.addr, config), &poller, token, &mut session, &mut counters)?);
     }
     let mut failure = None;
     let mut ready = Ready::new();
@@ -129,7 +132,7 @@ pub(super) fn run<S: Session>(
                 }
             };
             if is_over {
-                *slot = open((plan.addr, &demand.config), &poller, token, &mut session, &mut counters)?;
+                *slot = open((plan.addr, &configs[token]), &poller, token, &mut session, &mut counters)?;
             }
         }
         // All connections are up, or what stands for it where they are short.

@@ -95,8 +95,8 @@ pub(super) fn client(args: &Client) -> anyhow::Result<Outcome> {
         Kind::Resumed => (Sessions::Resume, Enough::Resumed),
         Kind::H1 | Kind::H1Large | Kind::H2 | Kind::Handshake | Kind::Grpc => (Sessions::Forget, Enough::Exchanges),
     };
-    let config = tls::config(&args.certificate, alpn, sessions)?;
-    let demand = Demand { config, alpn, enough: args.probe.then_some(enough) };
+    let config = tls::config(&args.certificate, alpn)?;
+    let demand = Demand { config, sessions, alpn, enough: args.probe.then_some(enough) };
     let (plan, counters) = (args.common.plan()?, args.common.counters()?);
 
     let is_large = kind == Kind::H1Large;

@@ -26,7 +26,7 @@ pub(super) const RECEIVE: usize = 128 << 10;
 /// Bytes that a record takes beyond its content, and more.
 const RECORD_OVERHEAD: usize = 64;
 const RECORD: usize = 16 << 10;
-const TICKETS: usize = 1024;
+const TICKETS: usize = 8;
 
 /// Which sessions a client keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) enum Sessions {
 }
 
 /// What every connection of a client offers. Only the certificate of `certificate` (PEM) is taken.
-pub(super) fn config(certificate: &Path, alpn: &[u8], sessions: Sessions) -> anyhow::Result<Arc<ClientConfig>> {
+pub(super) fn config(certificate: &Path, alpn: &[u8]) -> anyhow::Result<ClientConfig> {
     let provider = CryptoProvider {
         cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
         kx_groups: vec![aws_lc_rs::kx_group::X25519],
@@ -53,11 +53,18 @@ pub(super) fn config(certificate: &Path, alpn: &[u8], sessions: Sessions) -> any
         .with_custom_certificate_verifier(Arc::new(Pinned { certificate, schemes }))
         .with_no_client_auth();
     config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
+}
+
+/// The same with sessions of its own: in a store that is shared by many connections, the tickets that come first to one
+/// push out those of the others.
+pub(super) fn with_sessions(config: &ClientConfig, sessions: Sessions) -> Arc<ClientConfig> {
+    let mut config = config.clone();
     config.resumption = match sessions {
         Sessions::Forget => Resumption::disabled(),
         Sessions::Resume => Resumption::store(Arc::new(ClientSessionMemoryCache::new(TICKETS))),
     };
-    Ok(config.into())
+    config.into()
 }
 
 /// Takes one certificate and no other.
