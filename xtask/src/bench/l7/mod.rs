@@ -205,7 +205,7 @@ fn measure_one(stage: &Stage<'_>, peer: &Running, row: Row) -> anyhow::Result<Me
 }
 
 fn brief(metrics: &Metrics) -> String {
-    let shown = ["req_s", "gbit_s", "p50_us", "p99_us", "proxy_us_per_req", "load_core_pct", "proxy_core_pct"];
+    let shown = ["req_s", "gbit_s", "p50_us", "p99_us", "proxy_us_per_req", "proxy_cpu_pct", "load_cpu_pct"];
     let each = shown.iter().filter_map(|name| Some(format!("{name}={}", number(*metrics.get(name)?))));
     each.collect::<Vec<_>>().join(" ")
 }

@@ -9,15 +9,16 @@ use super::stage::Document;
 use super::view::View;
 
 /// The columns of a row's table: the metric, and what to call it.
-const COLUMNS: [(&str, &str); 9] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("req_s", "requests/s"),
     ("gbit_s", "Gbit/s"),
     ("p50_us", "p50 µs"),
     ("p99_us", "p99 µs"),
     ("proxy_us_per_req", "CPU µs per request: the proxy"),
     ("total_us_per_req", "CPU µs per request: all"),
-    ("load_core_pct", "the load's CPU, %"),
-    ("proxy_core_pct", "the proxy's CPU, %"),
+    ("proxy_cpu_pct", "the proxy, % of its CPU"),
+    ("load_cpu_pct", "load and backends, % of theirs"),
+    ("load_core_pct", "that CPU busy, %"),
     ("resumed_pct", "resumed, %"),
 ];
 /// What is compared as a ratio.

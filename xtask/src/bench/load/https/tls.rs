@@ -186,7 +186,12 @@ impl Secured {
                 }
                 ConnectionState::EncodeTlsData(data) => encode(&mut self.outgoing, data)?,
                 ConnectionState::TransmitTlsData(data) => data.done(),
-                state => bail!("nothing can be sent: {state:?}"),
+                state @ (ConnectionState::ReadTraffic(_)
+                | ConnectionState::ReadEarlyData(_)
+                | ConnectionState::BlockedHandshake
+                | ConnectionState::PeerClosed
+                | ConnectionState::Closed
+                | _) => bail!("nothing can be sent: {state:?}"),
             }
         }
     }
@@ -229,7 +234,7 @@ impl Secured {
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::PeerClosed => peer = Peer::Closed,
                 ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) | ConnectionState::Closed => break,
-                state => bail!("not the state of a client: {state:?}"),
+                state @ (ConnectionState::ReadEarlyData(_) | _) => bail!("not the state of a client: {state:?}"),
             }
         }
         self.rest.clear();
