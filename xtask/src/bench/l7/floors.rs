@@ -23,13 +23,16 @@ pub(super) struct Verdict {
     pub(super) metric: &'static str,
     pub(super) against: String,
     pub(super) bound: String,
-    /// Ratios within a round; the verdict is on their median.
-    pub(super) found: Spread,
+    /// Ratios within a round; the verdict is on their median. `None`: mc-proxy could not do what another did.
+    pub(super) found: Option<Spread>,
     pub(super) is_met: bool,
 }
 
-/// Every floor on every row for which there are figures to judge by.
+/// Every floor on every row at which one to compare with was measured; none in a run without mc-proxy.
 pub(super) fn verdicts(view: View<'_>) -> Vec<Verdict> {
+    if !view.peers().contains(&OURS) {
+        return Vec::new();
+    }
     let rows = view.rows();
     FLOORS.iter().flat_map(|floor| rows.iter().filter_map(|&row| judge(view, row, *floor))).collect()
 }
@@ -37,14 +40,16 @@ pub(super) fn verdicts(view: View<'_>) -> Vec<Verdict> {
 fn judge(view: View<'_>, row: Row, floor: (&'static str, &'static [&'static str], f64)) -> Option<Verdict> {
     let (metric, others, bound) = floor;
     let other = view.best(row, metric, others)?;
-    let found = Spread::of(&ratios(&view.series(row, OURS, metric), &view.series(row, other, metric)))?;
+    let found = Spread::of(&ratios(&view.series(row, OURS, metric), &view.series(row, other, metric)));
     let against = match others {
         [_] => other.to_owned(),
         _ => format!("{other}, the better of {}", others.join(" and ")),
     };
-    let (sign, is_met) =
-        if is_more_better(metric) { ("≥", found.median >= bound) } else { ("≤", found.median <= bound) };
-    Some(Verdict { row, metric, against, bound: format!("{sign} {}", number(bound)), found, is_met })
+    let is_more = is_more_better(metric);
+    let reaches = |median: f64| if is_more { median >= bound } else { median <= bound };
+    let is_met = found.is_some_and(|found| reaches(found.median));
+    let bound = format!("{} {}", if is_more { "≥" } else { "≤" }, number(bound));
+    Some(Verdict { row, metric, against, bound, found, is_met })
 }
 
 #[cfg(test)]
@@ -63,7 +68,8 @@ mod tests {
                     record(Row::H1, NGINX, round, &of(100.0 + drift, 10.0)),
                     record(Row::H1, HAPROXY, round, &of(90.0 + drift, 11.0)),
                     record(Row::H1, ENVOY, round, &of(50.0, 20.0)),
-                    record(Row::H2, OURS, round, &of(1.0, 1.0)),
+                    record(Row::Grpc, OURS, round, &of(1.0, 1.0)),
+                    record(Row::H2, ENVOY, round, &of(1.0, 1.0)),
                 ]
             })
             .collect();
@@ -71,13 +77,17 @@ mod tests {
         let better = "nginx, the better of nginx and haproxy".to_owned();
         let expected = [
             ("req_s", ENVOY.to_owned(), true),
+            ("req_s", ENVOY.to_owned(), false),
             ("proxy_us_per_req", ENVOY.to_owned(), true),
+            ("proxy_us_per_req", ENVOY.to_owned(), false),
             ("req_s", better.clone(), true),
             ("proxy_us_per_req", better, false),
         ];
         assert_eq!(found, expected);
-        assert_eq!(verdicts(View(&records))[3].bound, "≤ 1.00");
+        let verdicts = verdicts(View(&records));
+        assert_eq!((verdicts[1].row, verdicts[1].found), (Row::H2, None), "what ours could not do is missed");
+        assert_eq!(verdicts[5].bound, "≤ 1.00");
         let without_ours: Vec<_> = records.into_iter().filter(|record| record.peer != OURS).collect();
-        assert!(verdicts(View(&without_ours)).is_empty());
+        assert!(super::verdicts(View(&without_ours)).is_empty());
     }
 }

@@ -65,7 +65,7 @@ fn floors(verdicts: &[Verdict]) -> String {
             verdict.metric.to_owned(),
             verdict.against.clone(),
             verdict.bound.clone(),
-            verdict.found.to_string(),
+            verdict.found.map_or_else(|| "not measured".to_owned(), |found| found.to_string()),
             if verdict.is_met { "met" } else { "MISSED" }.to_owned(),
         ]
     };
@@ -149,7 +149,8 @@ mod tests {
         assert_eq!(ratios_to_others(View(&records[4..])), "");
         assert!(disturbance(view).contains("- h1: others 3.00, the host 0\n"));
         let verdicts = verdicts(view);
-        assert!(floors(&verdicts).contains("1 of 1 met"), "{verdicts:?}");
+        assert!(floors(&verdicts).contains("1 of 2 met"), "{verdicts:?}");
+        assert!(floors(&verdicts).contains("not measured"), "HAProxy alone was measured at the second row");
         assert_eq!(floors(&[]), "");
     }
 }
