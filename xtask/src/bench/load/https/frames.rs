@@ -148,11 +148,18 @@ impl Block {
 }
 
 /// Whether a block of a response begins with status 200, which is in the static table.
-pub(super) fn is_ok(block: &[u8]) -> bool {
-    // Changes of the table's size come first (RFC 7541 §4.2).
-    let is_resize = |byte: &&u8| **byte & 0xe0 == 0x20;
-    let resizes = block.iter().take_while(is_resize).count();
-    block.get(resizes) == Some(&0x88)
+pub(super) fn is_ok(mut block: &[u8]) -> bool {
+    // Changes of the table's size come first (RFC 7541 §4.2), as integers with a prefix of 5 bits (§5.1).
+    while let [first, rest @ ..] = block
+        && first & 0xe0 == 0x20
+    {
+        let more = match rest.iter().position(|byte| byte & 0x80 == 0) {
+            Some(last) if first & 0x1f == 0x1f => last + 1,
+            _ => 0,
+        };
+        block = &rest[more..];
+    }
+    block.first() == Some(&0x88)
 }
 
 #[cfg(test)]
@@ -205,7 +212,11 @@ mod tests {
 
     #[test]
     fn only_200_is_ok() {
-        assert!(is_ok(&[0x88]) && is_ok(&[0x20, 0x88, 0x40]) && is_ok(&[0x3f, 0x88]).eq(&false));
-        assert!(!is_ok(&[0x8d]) && !is_ok(&[]));
+        for ok in [&[0x88][..], &[0x20, 0x88, 0x40], &[0x20, 0x3f, 0xe1, 0x1f, 0x88]] {
+            assert!(is_ok(ok), "{ok:x?}");
+        }
+        for not in [&[][..], &[0x8d], &[0x20], &[0x3f], &[0x3f, 0xe1, 0x1f, 0x8d]] {
+            assert!(!is_ok(not), "{not:x?}");
+        }
     }
 }
