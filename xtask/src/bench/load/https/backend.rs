@@ -78,14 +78,7 @@ pub(super) fn grpc(addr: SocketAddrV4, lifetime: Duration, counters: Published) 
         message: grpc_message(),
         trailers: Block::default().field("grpc-status", "0").bytes,
     };
-    serve(addr, lifetime, &Large::new(&[])?, counters, || Grpc {
-        answer: &answer,
-        is_greeted: false,
-        pending: Vec::new(),
-        waiting: Vec::new(),
-        window: WINDOW.into(),
-        received: 0,
-    })
+    serve(addr, lifetime, &Large::new(&[])?, counters, || answer.listen())
 }
 
 #[derive(Debug)]
@@ -93,6 +86,20 @@ struct Call {
     head: Vec<u8>,
     message: Vec<u8>,
     trailers: Vec<u8>,
+}
+
+impl Call {
+    /// A connection whose every call is answered so.
+    fn listen(&self) -> Grpc<'_> {
+        Grpc {
+            answer: self,
+            is_greeted: false,
+            pending: Vec::new(),
+            waiting: Vec::new(),
+            window: WINDOW.into(),
+            received: 0,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -173,6 +180,10 @@ impl Answers for Grpc<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::client::Warmed;
+    use super::super::super::counters::Counters;
+    use super::super::client::{Session, Tally};
+    use super::super::h2::{Request, Streams};
     use super::*;
 
     #[test]
@@ -192,16 +203,36 @@ mod tests {
     }
 
     #[test]
+    fn client_and_backend_understand_each_other() {
+        let answer = Call {
+            head: Block::default().indexed(8).named(31, "application/grpc").bytes,
+            message: grpc_message(),
+            trailers: Block::default().field("grpc-status", "0").bytes,
+        };
+        let mut grpc = answer.listen();
+        let request = Request::grpc("/a.B/C", grpc_message());
+        let mut streams = Streams::new(&request, 16);
+        let (mut counters, mut latencies) = (Counters::default(), Warmed::new(Duration::ZERO));
+        let mut up = Vec::new();
+        streams.begin(&mut up, std::time::Instant::now());
+        while counters.done < 100 {
+            let mut down = Vec::new();
+            for part in std::mem::take(&mut up).chunks(1000) {
+                assert_eq!(grpc.receive(part, &mut down), Some(Tail::Nothing));
+            }
+            assert!(!down.is_empty(), "nobody says anything after {} calls", counters.done);
+            for part in down.chunks(1000) {
+                let mut tally = Tally::new(&mut counters, &mut latencies);
+                streams.receive(part, &mut up, &mut tally).unwrap();
+            }
+        }
+        assert_eq!(counters.bytes_received, counters.done * grpc_message().len() as u64);
+    }
+
+    #[test]
     fn a_call_is_answered_once_it_is_whole_and_fits() {
         let answer = Call { head: vec![0x88], message: vec![7; 1000], trailers: vec![9] };
-        let mut grpc = Grpc {
-            answer: &answer,
-            is_greeted: false,
-            pending: Vec::new(),
-            waiting: Vec::new(),
-            window: 1500,
-            received: 0,
-        };
+        let mut grpc = Grpc { window: 1500, ..answer.listen() };
         let mut bytes = PREFACE.to_vec();
         for stream in [1, 3] {
             frames::put_headers(&mut bytes, stream, b"x", false);
