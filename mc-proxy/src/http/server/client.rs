@@ -177,6 +177,11 @@ impl<S: Transport> Downstream for Client<S> {
             return Ok(());
         }
         let framing = self.framing(content);
+        if !self.connection.is_ended() {
+            // What is left of the request would be taken for the next one; the client is told not to send one (RFC 9110
+            // §10.1.1, RFC 9112 §9.6).
+            self.is_persistent = false;
+        }
         if !headers.contains_key(header::DATE) {
             headers.insert(header::DATE, date());
         }
