@@ -95,6 +95,11 @@ impl<'a, D: Downstream> Flow<'a, D> {
         }
     }
 
+    /// The connection ends with the response.
+    pub(super) fn set_last(&mut self) {
+        self.client.set_last();
+    }
+
     /// Waits for something that the client may give up first.
     pub(super) async fn unless_gone<T>(&mut self, wait: impl Future<Output = T>) -> Option<T> {
         let mut wait = pin!(wait);

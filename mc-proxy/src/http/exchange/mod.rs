@@ -92,7 +92,7 @@ pub async fn respond<D: Downstream>(
     id: Option<&HeaderValue>,
     deadline: &mut Deadline,
 ) -> Left {
-    if error.closes() {
+    if error.closes() || site.local.drain.has_begun() {
         client.set_last();
     }
     let (head, mut body) = error.respond(asked, id).into_parts();
@@ -236,6 +236,9 @@ async fn finish<D: Downstream>(
         site.edge().http_counters.count_tunnel();
     }
     fields::forward_response(&mut response.headers, protocol);
+    if site.local.drain.has_begun() {
+        flow.set_last();
+    }
     log.status = Some(response.status);
     let (left, outcome) = flow.content(response).await;
     log.request_bytes = flow.sent_up();
