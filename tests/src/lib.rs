@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod dns;
 pub mod flood;
 pub mod hello;
+pub mod http;
 pub mod leak;
 pub mod log;
 pub mod manager;

@@ -2,13 +2,15 @@
 //! check the certificate and hear who answered.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
+    path::Path,
     sync::Arc,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     crypto::aws_lc_rs::default_provider,
@@ -22,6 +24,13 @@ use crate::{backend::Backend, client::connect, topology::Namespace};
 #[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A certificate with its key.
+#[derive(Debug)]
+pub struct Identity {
+    certificate: Certificate,
+    key: KeyPair,
 }
 
 /// A TLS connection whose server has said its name.
@@ -39,6 +48,19 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         Ok(Self { issuer })
+    }
+
+    /// A certificate for names and addresses.
+    pub fn issue(&self, names: &[&str]) -> Result<Identity> {
+        let key = KeyPair::generate()?;
+        let names = names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let certificate = CertificateParams::new(names)?.signed_by(&key, &self.issuer)?;
+        Ok(Identity { certificate, key })
+    }
+
+    /// The authority's own certificate.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
     }
 
     /// A server that shows a certificate for `hostnames`, says `name` and echoes line by line.
@@ -71,14 +93,7 @@ impl Authority {
         name: &str,
         hostnames: &[&str],
     ) -> Result<impl Fn(TcpStream) -> Result<()> + Send + Sync + use<>> {
-        let hostnames = hostnames.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(hostnames)?.signed_by(&key, &self.issuer)?;
-        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
-        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_protocol_versions(&[&TLS13, &TLS12])?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)?;
+        let config = self.issue(hostnames)?.server_config()?;
         let (config, name) = (Arc::new(config), name.to_owned());
         Ok(move |stream: TcpStream| {
             stream.set_nodelay(true)?;
@@ -93,6 +108,32 @@ impl Authority {
             tls.get_mut().flush()?;
             Ok(())
         })
+    }
+}
+
+impl Identity {
+    /// A configuration for servers that show it.
+    pub fn server_config(&self) -> Result<ServerConfig> {
+        let key = PrivateKeyDer::try_from(self.key.serialize_der()).map_err(anyhow::Error::msg)?;
+        Ok(ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certificate.der().clone()], key)?)
+    }
+
+    /// The certificate as it is sent.
+    pub fn der(&self) -> &[u8] {
+        self.certificate.der()
+    }
+
+    /// Puts a PEM pair in the place of another one, each file at once.
+    pub fn write(&self, certificate: &Path, key: &Path) -> Result<()> {
+        for (path, pem) in [(key, self.key.serialize_pem()), (certificate, self.certificate.pem())] {
+            let next = path.with_extension("next");
+            fs::write(&next, pem)?;
+            fs::rename(&next, path).with_context(|| format!("replacing {}", path.display()))?;
+        }
+        Ok(())
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) struct Flow<'a, D> {
     progress: Progress,
     /// Between two parts of the request.
     body_timeout: Duration,
+    expects_continue: bool,
     has_informed: bool,
 }
 
@@ -89,8 +90,14 @@ impl<'a, D: Downstream> Flow<'a, D> {
             progress: Progress { begun_at: now, at: now, seen: (0, 0, 0) },
             // A stream of messages may be silent for as long as a connection may.
             body_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.body_timeout },
+            expects_continue: request.expects_continue,
             has_informed: false,
         }
+    }
+
+    /// The connection ends with the response.
+    pub(super) fn set_last(&mut self) {
+        self.client.set_last();
     }
 
     /// Waits for something that the client may give up first.
@@ -163,8 +170,10 @@ impl<'a, D: Downstream> Flow<'a, D> {
             return Poll::Ready(Err(Failure::Client(Broken::Gone)));
         }
         let limits = &self.site.edge().http;
+        // A client that waits for 100 does so until the backend says something.
+        let is_held = self.expects_continue && !self.has_informed && !self.up.has_begun();
         let (timeout, late) = match self.up.waits_for() {
-            End::Source if !self.up.is_done() => (self.body_timeout, Late::Client),
+            End::Source if !self.up.is_done() && !is_held => (self.body_timeout, Late::Client),
             End::Source | End::Sink => (limits.response_timeout, Late::Backend),
         };
         match self.poll_late(cx, timeout) {

@@ -164,9 +164,8 @@ async fn serve<D: Downstream>(
     if request.version == Version::HTTP_2 {
         join_cookies(&mut request.headers);
     }
-    let Some(backends) = &destination.upstream else {
-        return Err(Refused { error: HttpError::Internal, outcome: Outcome::Internal });
-    };
+    // The route passes TLS through by now, which another connection finds out.
+    let Some(backends) = &destination.upstream else { return Err(refused(HttpError::Misdirected)) };
     let (flow, answer) = reach(site, client, backends, &request, deadline, log, random).await?;
     Ok(finish(site, flow, answer, backends, &request, log).await)
 }
@@ -264,6 +263,9 @@ async fn finish<D: Downstream>(
         site.edge().http_counters.count_tunnel();
     }
     fields::forward_response(&mut response.headers, protocol);
+    if site.local.drain.has_begun() {
+        flow.set_last();
+    }
     log.status = Some(response.status);
     let (left, outcome) = flow.content(response).await;
     log.request_bytes = flow.sent_up();

@@ -121,10 +121,14 @@ impl<S: Transport> Client<S> {
     }
 
     /// How the content is framed for this client.
-    fn framing(&mut self, content: Content) -> ResponseFraming {
+    fn framing(&mut self, status: StatusCode, content: Content) -> ResponseFraming {
         match content {
             _ if self.method == Method::HEAD => ResponseFraming::None,
-            Content::None => ResponseFraming::None,
+            Content::None if [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status) => {
+                ResponseFraming::None
+            }
+            // Without a length it would end with the connection (RFC 9112 §6.3).
+            Content::None => ResponseFraming::Length(0),
             Content::Length(length) => ResponseFraming::Length(length),
             Content::Parts if self.version == Version::HTTP_11 => ResponseFraming::Chunked,
             Content::Parts => {
@@ -176,7 +180,12 @@ impl<S: Transport> Downstream for Client<S> {
             self.connection.switch_protocol();
             return Ok(());
         }
-        let framing = self.framing(content);
+        let framing = self.framing(status, content);
+        if !self.connection.is_ended() {
+            // What is left of the request would be taken for the next one; the client is told not to send one (RFC 9110
+            // §10.1.1, RFC 9112 §9.6).
+            self.is_persistent = false;
+        }
         if !headers.contains_key(header::DATE) {
             headers.insert(header::DATE, date());
         }

@@ -101,7 +101,7 @@ thread_local! {
 impl Backends {
     /// Those of a target.
     pub fn new(target: &Target) -> Arc<Self> {
-        let idle = Idle::new(target.backends.len(), true);
+        let idle = Idle::new(target.backends.len());
         Arc::new(Self { target: target.clone(), tls: ClientTls::of(target), idle })
     }
 
@@ -131,7 +131,7 @@ impl Backends {
 
     /// Where a client keeps connections that are its own.
     pub fn own(&self) -> Arc<Idle> {
-        Idle::new(self.target.backends.len(), false)
+        self.idle.of_client()
     }
 
     /// A connection to one of the backends: one that is there, or a new one. They are tried in their order from a start that

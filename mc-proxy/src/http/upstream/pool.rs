@@ -35,8 +35,8 @@ pub struct Idle {
     /// Made when the first one is kept: most routes of many have none.
     parts: OnceLock<Box<[Mutex<Kept>]>>,
     count: usize,
-    /// By backend.
-    open: Box<[AtomicU64]>,
+    /// By backend; one for all clients together.
+    open: Arc<[AtomicU64]>,
 }
 
 #[derive(Debug, Default)]
@@ -68,14 +68,15 @@ pub fn sweep(timeout: Duration) {
 }
 
 impl Idle {
-    /// For so many backends, kept by every worker for itself, or, for the requests of one client, in one place.
-    pub fn new(backends: usize, is_shared: bool) -> Arc<Self> {
-        let workers = if is_shared { available_parallelism().map_or(1, NonZeroUsize::get) } else { 1 };
-        Arc::new(Self {
-            parts: OnceLock::new(),
-            count: workers,
-            open: (0..backends).map(|_| AtomicU64::new(0)).collect(),
-        })
+    /// For so many backends, kept by every worker for itself.
+    pub fn new(backends: usize) -> Arc<Self> {
+        let count = available_parallelism().map_or(1, NonZeroUsize::get);
+        Arc::new(Self { parts: OnceLock::new(), count, open: (0..backends).map(|_| AtomicU64::new(0)).collect() })
+    }
+
+    /// For the requests of one client, in one place. Its connections are among those to the backend.
+    pub fn of_client(&self) -> Arc<Self> {
+        Arc::new(Self { parts: OnceLock::new(), count: 1, open: Arc::clone(&self.open) })
     }
 
     /// A place for one more connection to a backend; none when there are `max` already (0 = unlimited).
