@@ -302,7 +302,7 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
         Failure::TooLong => Refused { error: HttpError::ContentTooLarge, outcome: Outcome::Refused },
         Failure::Client(Broken::Malformed(error)) => {
             site.edge().http_counters.count_malformed(error);
-            site.report(OffenceKind::Policy);
+            site.report(OffenceKind::Http);
             Refused { error: HttpError::BadRequest, outcome: Outcome::Refused }
         }
         // It does not hear it, or only by the end of the connection.

@@ -82,7 +82,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
             Next::Failed => return Outcome::ClientReset,
             Next::Malformed(error) => {
                 site.edge().http_counters.count_malformed(error);
-                site.report(OffenceKind::Policy);
+                site.report(OffenceKind::Http);
                 tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
                 refuse(site, client, http_error(error), &mut deadline).await;
                 break Outcome::Closed;
