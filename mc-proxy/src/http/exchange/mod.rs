@@ -196,6 +196,7 @@ async fn reach<'a, D: Downstream>(
             transparent_mark: edge.proxy.transparent_mark,
         },
     };
+    let begun_at = log.begun_at();
     let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline);
     let mut is_again = false;
     loop {
@@ -215,7 +216,12 @@ async fn reach<'a, D: Downstream>(
         log.connect = connected.connecting;
         let was_used = connected.connecting.is_none();
         let sent_at = Instant::now();
-        let failure = match connected.send(request, random).await {
+        log.queue = Some(begun_at.elapsed().saturating_sub(connected.connecting.unwrap_or_default()));
+        let sent = flow.unless_gone(connected.send(request, random, edge.proxy.connect_timeout)).await;
+        let Some(sent) = sent else {
+            return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::ClientAborted });
+        };
+        let failure = match sent {
             Ok(exchanging) => match flow.answer(exchanging).await {
                 Ok(response) => {
                     log.first_byte = Some(sent_at.elapsed());
