@@ -127,7 +127,9 @@ impl<'a, D: Downstream> Flow<'a, D> {
 
     /// Sends the request's content and waits for the head of the response.
     pub(super) async fn answer(&mut self, backend: Exchanging) -> Result<Response, Failure> {
-        self.backend = Some(backend);
+        if self.backend.replace(backend).is_some() {
+            self.up.restart();
+        }
         self.progress.at = Instant::now();
         poll_fn(|cx| self.poll_answer(cx)).await
     }
