@@ -108,8 +108,8 @@ pub trait Source {
 
 /// Where content goes.
 pub trait Sink {
-    /// Takes data out of `data`; ready when all of it has been taken and there is room for more. `is_last`: the message ends
-    /// with it.
+    /// Takes data out of `data`; ready when all of it has been taken. Without room for it, some of it stays there until there
+    /// is: who has nothing left to give does not ask again. `is_last`: the message ends with it.
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>>;
 
     /// Ends the message where no data said that it is the last.

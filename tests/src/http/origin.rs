@@ -93,10 +93,7 @@ impl Origin {
     }
 
     /// The same over TLS.
-    pub fn tls(
-        config: ServerConfig,
-        serve: impl Fn(&mut Conn) -> Result<()> + Send + Sync + 'static,
-    ) -> Result<Self> {
+    pub fn tls(config: ServerConfig, serve: impl Fn(&mut Conn) -> Result<()> + Send + Sync + 'static) -> Result<Self> {
         Self::on(TcpListener::bind("127.0.0.1:0")?, Some(config), serve)
     }
 

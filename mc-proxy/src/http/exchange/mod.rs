@@ -64,18 +64,18 @@ struct Refused {
 pub async fn exchange<D: Downstream>(
     site: &Site,
     client: &mut D,
-    request: Request,
+    mut request: Request,
     deadline: &mut Deadline,
     begun_at: Instant,
 ) -> Left {
     let mut log = RequestLog::new(site, &request, begun_at);
-    let asked = Asked::of(&request.method, &request.headers);
     let random = random();
-    let served = serve(site, client, request, deadline, &mut log, random).await;
+    let served = serve(site, client, &mut request, deadline, &mut log, random).await;
     let (left, outcome) = match served {
         Ok((left, outcome)) => (left, outcome),
         Err(Refused { error, outcome }) => {
             let id = log.request_id.clone();
+            let asked = Asked::of(&request.method, &request.headers);
             log.status = Some(error.status());
             let left = respond(site, client, error, asked, id.as_ref(), deadline).await;
             (left, if left == Left::Broken { Outcome::ClientAborted } else { outcome })
@@ -131,7 +131,7 @@ pub async fn redirect<D: Downstream>(site: &Site, client: &mut D, request: &Requ
 async fn serve<D: Downstream>(
     site: &Site,
     client: &mut D,
-    mut request: Request,
+    request: &mut Request,
     deadline: &mut Deadline,
     log: &mut RequestLog,
     random: u128,
@@ -166,8 +166,8 @@ async fn serve<D: Downstream>(
     }
     // The route passes TLS through by now, which another connection finds out.
     let Some(backends) = &destination.upstream else { return Err(refused(HttpError::Misdirected)) };
-    let (flow, answer) = reach(site, client, backends, &request, deadline, log, random).await?;
-    Ok(finish(site, flow, answer, backends, &request, log).await)
+    let (flow, answer) = reach(site, client, backends, request, deadline, log, random).await?;
+    Ok(finish(site, flow, answer, backends, request, log).await)
 }
 
 /// Connects and waits for the head of the response, over another connection if the first one was no good and it is safe.
@@ -196,7 +196,8 @@ async fn reach<'a, D: Downstream>(
             transparent_mark: edge.proxy.transparent_mark,
         },
     };
-    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline);
+    let begun_at = log.begun_at();
+    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline, begun_at);
     let mut is_again = false;
     loop {
         let wanted = Wanted { is_fresh: is_again, ..wanted };
@@ -214,11 +215,17 @@ async fn reach<'a, D: Downstream>(
         }
         log.connect = connected.connecting;
         let was_used = connected.connecting.is_none();
-        let sent_at = Instant::now();
-        let failure = match connected.send(request, random).await {
+        if log.is_wanted() {
+            log.queue = Some(begun_at.elapsed().saturating_sub(connected.connecting.unwrap_or_default()));
+        }
+        let sent = flow.unless_gone(connected.send(request, random, edge.proxy.connect_timeout)).await;
+        let Some(sent) = sent else {
+            return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::ClientAborted });
+        };
+        let failure = match sent {
             Ok(exchanging) => match flow.answer(exchanging).await {
                 Ok(response) => {
-                    log.first_byte = Some(sent_at.elapsed());
+                    log.first_byte = Some(flow.answered_after());
                     return Ok((flow, response));
                 }
                 Err(failure) => failure,

@@ -163,6 +163,10 @@ impl<S: AsyncRead + Unpin> Source for Connection<S> {
 
 impl<S: AsyncWrite + Unpin> Sink for Connection<S> {
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>> {
+        // What is taken is not asked about again, so nothing is taken before there is room.
+        while self.wire.waiting() > WAITING_MAX {
+            ready!(self.wire.poll_flush(cx)).map_err(|_| Broken::Gone)?;
+        }
         if !data.is_empty() {
             let length = data.len();
             match &mut self.outgoing {
@@ -184,8 +188,10 @@ impl<S: AsyncWrite + Unpin> Sink for Connection<S> {
         if is_last {
             self.end(None)?;
         }
-        while self.wire.waiting() > WAITING_MAX {
-            ready!(self.wire.poll_flush(cx)).map_err(|_| Broken::Gone)?;
+        if self.wire.waiting() > WAITING_MAX
+            && let Poll::Ready(Err(_)) = self.wire.poll_flush(cx)
+        {
+            return Poll::Ready(Err(Broken::Gone));
         }
         Poll::Ready(Ok(()))
     }

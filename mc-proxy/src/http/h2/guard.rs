@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | RST_STREAM of the client, and ours for its mistakes | `max_resets` | CVE-2023-44487, CVE-2025-8671 |
 //! | SETTINGS, PING, PRIORITY, GOAWAY, unknown ones, DATA without data | `max_control_frames` | CVE-2019-9512, -9515, -9518 |
-//! | WINDOW_UPDATE beyond what DATA that we have sent accounts for | likewise | CVE-2019-9511 |
+//! | of them, PING and WINDOW_UPDATE beyond what we have sent accounts for | likewise | CVE-2019-9511 |
 //! | CONTINUATION, of one field block | `max_continuations` | CVE-2024-27316 |
 //! | DATA of a few bytes | [`SMALL_PER_CONTROL`] for each control frame | the same at one remove |
 
@@ -33,16 +33,21 @@ pub const SMALL_PER_CONTROL: u32 = 64;
 /// Padding (RFC 9113 §6.1) that a frame may have, with its length.
 const PADDING_MAX: u32 = 256;
 
-/// A receiver may give back its window in steps of so many bytes.
-const WINDOW_STEP: u32 = 2048;
+/// A receiver may give back its windows, of the stream and of the connection, for every so many bytes. That DATA was short does
+/// not help: by shutting its window the client makes it so.
+const WINDOW_STEP: u32 = 1024;
 
 /// WINDOW_UPDATE that a connection may begin with.
 const FIRST_UPDATES: u32 = 16;
+
+/// WINDOW_UPDATE, or PING, that may be accounted for at a time.
+const CREDIT_MAX: u32 = 16 * 1024;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
@@ -79,6 +84,10 @@ pub struct Guard {
     continuations: u32,
     /// WINDOW_UPDATE that are accounted for.
     updates: u32,
+    /// PING that are: one for each frame of a response. Clients of gRPC measure the bandwidth with them.
+    pings: u32,
+    /// Bytes that were sent since the last step.
+    step: u32,
     has_settings: bool,
     block_since: Option<Instant>,
     violation: Option<Violation>,
@@ -124,6 +133,8 @@ impl Guard {
             max_continuations: limits.max_continuations,
             continuations: 0,
             updates: FIRST_UPDATES,
+            pings: 0,
+            step: 0,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -142,6 +153,8 @@ impl Guard {
             max_continuations: u32::MAX,
             continuations: 0,
             updates: 0,
+            pings: 0,
+            step: 0,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -165,10 +178,13 @@ impl Guard {
     pub fn sent(&mut self, mut bytes: &[u8], now: Instant) {
         while let Some(event) = self.outbound.next(&mut bytes) {
             match event {
-                // One for the stream and one for the connection.
                 Event::Begun(Frame { kind: DATA, length, .. }) => {
-                    self.updates = self.updates.saturating_add(2 + length / WINDOW_STEP);
+                    let bytes = self.step + length;
+                    self.step = bytes % WINDOW_STEP;
+                    self.updates = (self.updates + 2 * (bytes / WINDOW_STEP)).min(CREDIT_MAX);
+                    self.pings = (self.pings + 1).min(CREDIT_MAX);
                 }
+                Event::Begun(Frame { kind: HEADERS, .. }) => self.pings = (self.pings + 1).min(CREDIT_MAX),
                 Event::Begun(Frame { kind: RST_STREAM, code, .. }) if is_for_a_mistake(code) => self.count_reset(now),
                 Event::Begun(_) | Event::Ended(_) => {}
             }
@@ -197,7 +213,7 @@ impl Guard {
                 self.continuations = 0;
                 self.block_since = Some(now);
                 // Some clients enlarge the window of every stream that they open.
-                self.updates = self.updates.saturating_add(1);
+                self.updates = (self.updates + 1).min(CREDIT_MAX);
             }
             CONTINUATION => {
                 self.continuations = self.continuations.saturating_add(1);
@@ -207,6 +223,7 @@ impl Guard {
             }
             RST_STREAM => self.count_reset(now),
             WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
+            PING if self.pings > 0 => self.pings -= 1,
             kind => {
                 self.has_settings |= kind == SETTINGS;
                 self.count_control(now);

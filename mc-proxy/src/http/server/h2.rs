@@ -56,6 +56,9 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What a stream is charged of the daemon's memory, in bytes.
 const STREAM_CHARGE: u64 = 16 * 1024;
 
+/// What clients that do not keep to HTTP/2 are reported for.
+const OFFENCE: OffenceKind = OffenceKind::Policy;
+
 /// A client that does not hear that it is to go is not listened to any longer.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -318,12 +321,12 @@ fn offend(site: &Site, error: &::h2::Error) {
     if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
         report_abuse(site);
     } else {
-        site.report(OffenceKind::Policy);
+        site.report(OFFENCE);
     }
 }
 
 /// A connection is ended for what it costs.
 fn report_abuse(site: &Site) {
     site.edge().http_counters.count_abuse();
-    site.report(OffenceKind::Policy);
+    site.report(OFFENCE);
 }

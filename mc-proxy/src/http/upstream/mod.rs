@@ -16,7 +16,7 @@ use std::{
 
 use ::http::HeaderMap;
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use self::connect::ConnectError;
 use self::{connect::Spoken, pool::Idle, tls::ClientTls};
@@ -155,7 +155,7 @@ impl Backends {
                 return Ok(Connected { kind, place, connecting: None });
             }
             let begun = Instant::now();
-            match self.dial(idle, place, backend, spoken, wanted).await {
+            match self.make(idle, place, backend, spoken, wanted).await {
                 Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
                 Err(error) => last = (error, Some(backend)),
             }
@@ -179,17 +179,21 @@ impl Backends {
 }
 
 impl Connected {
-    /// Begins a request; an HTTP/1.1 connection sends it with the next flush.
+    /// Begins a request; an HTTP/1.1 connection sends it with the next flush, one of HTTP/2 when it takes another stream, within
+    /// `patience`.
     ///
     /// # Errors
     /// When the connection is gone meanwhile; nothing has been sent then.
-    pub async fn send(self, request: &Request, random: u128) -> Result<Exchanging, Broken> {
+    pub async fn send(self, request: &Request, random: u128, patience: Duration) -> Result<Exchanging, Broken> {
         match self.kind {
             Kind::H1(mut backend) => {
                 backend.send(request, random);
                 Ok(Exchanging::H1(backend))
             }
-            Kind::H2(handle) => Ok(Exchanging::H2(Box::new(handle.send(request).await?))),
+            Kind::H2(handle) => {
+                let sent = timeout(patience, handle.send(request)).await.map_err(|_| Broken::Refused)?;
+                Ok(Exchanging::H2(Box::new(sent?)))
+            }
         }
     }
 }

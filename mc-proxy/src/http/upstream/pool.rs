@@ -9,7 +9,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::available_parallelism,
     time::Duration,
@@ -45,6 +45,17 @@ struct Kept {
     h1: Vec<(h1::Backend, Instant)>,
     h2: Vec<h2::Handle>,
     is_listed: bool,
+    /// By backend: held while a connection is made that others may share.
+    gates: Vec<Arc<Gate>>,
+}
+
+/// Who wants an HTTP/2 connection waits for the one that is being made, and does not make another.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Held while a connection is made.
+    pub(super) making: tokio::sync::Mutex<()>,
+    /// The backend was asked, and has chosen HTTP/1.1: there is nothing to wait for.
+    pub(super) is_http1: AtomicBool,
 }
 
 /// A place among the connections to a backend; given back when dropped.
@@ -138,6 +149,15 @@ impl Idle {
         let mut own = lock(self.parts.get()?.get(self.home())?);
         own.h2.retain(|handle| !handle.is_closed());
         own.h2.iter().find(|handle| handle.place() == place && handle.has_room()).cloned()
+    }
+
+    /// This worker's gate of a backend.
+    pub(super) fn gate(&self, place: usize) -> Arc<Gate> {
+        let mut own = lock(self.part());
+        if own.gates.len() <= place {
+            own.gates.resize_with(self.open.len().max(place + 1), Arc::default);
+        }
+        own.gates.get(place).map(Arc::clone).unwrap_or_default()
     }
 
     /// Lets this worker's requests share a connection.

@@ -5,21 +5,19 @@ use ::http::Method;
 use tokio::time::Instant;
 
 use super::{
+    OFFENCE,
     request::request,
     stream::{Kind, Stream},
 };
-use crate::{
-    firewall::OffenceKind,
-    http::{
-        access,
-        authority::AuthorityError,
-        deadline::Deadline,
-        error::{Asked, HttpError},
-        exchange::{Left, exchange, respond},
-        h1::HeadError,
-        h2::chunk::Chunk,
-        site::Site,
-    },
+use crate::http::{
+    access,
+    authority::AuthorityError,
+    deadline::Deadline,
+    error::{Asked, HttpError},
+    exchange::{Left, exchange, respond},
+    h1::HeadError,
+    h2::chunk::Chunk,
+    site::Site,
 };
 
 /// Serves one request.
@@ -39,7 +37,7 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
         }
         Err(error) => {
             site.edge().http_counters.count_malformed(error);
-            site.report(OffenceKind::Policy);
+            site.report(OFFENCE);
             tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
             let mut stream = Stream::new(body, send, of_head, max_fields);
             let Some(error) = answer(error) else {
@@ -61,9 +59,10 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
 
 /// What a client is told of a head that is not forwarded; nothing if it is malformed (RFC 9113 §8.1.1).
 fn answer(error: HeadError) -> Option<HttpError> {
-    let is_malformed = match error {
-        HeadError::Host(error) => error != AuthorityError::Missing,
-        error => matches!(error, HeadError::FieldName | HeadError::FieldValue | HeadError::ContentLength),
+    let is_malformed = if let HeadError::Host(error) = error {
+        error != AuthorityError::Missing
+    } else {
+        matches!(error, HeadError::FieldName | HeadError::FieldValue | HeadError::ContentLength)
     };
     let known = HttpError::ALL.into_iter().find(|known| known.status() == error.status());
     (!is_malformed).then(|| known.unwrap_or(HttpError::BadRequest))
