@@ -64,13 +64,13 @@ struct Refused {
 pub async fn exchange<D: Downstream>(
     site: &Site,
     client: &mut D,
-    mut request: Request,
+    request: &mut Request,
     deadline: &mut Deadline,
     begun_at: Instant,
 ) -> Left {
-    let mut log = RequestLog::new(site, &request, begun_at);
+    let mut log = RequestLog::new(site, request, begun_at);
     let random = random();
-    let served = serve(site, client, &mut request, deadline, &mut log, random).await;
+    let served = serve(site, client, request, deadline, &mut log, random).await;
     let (left, outcome) = match served {
         Ok((left, outcome)) => (left, outcome),
         Err(Refused { error, outcome }) => {

@@ -11,7 +11,7 @@ use ::h2::Reason;
 use super::message::Broken;
 
 /// DATA that waits in a stream for the peer's window, in bytes.
-pub const SEND_BUFFER: usize = 64 * 1024;
+pub const SEND_BUFFER: usize = 32 * 1024;
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 §6.5.2): what a peer may send on a stream before somebody has taken it, in bytes.
 pub const STREAM_WINDOW: u32 = 64 * 1024;

@@ -54,10 +54,7 @@ use crate::{
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// What a stream is charged of the daemon's memory, in bytes.
-const STREAM_CHARGE: u64 = 16 * 1024;
-
-/// What clients that do not keep to HTTP/2 are reported for.
-const OFFENCE: OffenceKind = OffenceKind::Policy;
+const STREAM_CHARGE: u64 = 32 * 1024;
 
 /// A client that does not hear that it is to go is not listened to any longer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -321,12 +318,12 @@ fn offend(site: &Site, error: &::h2::Error) {
     if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
         report_abuse(site);
     } else {
-        site.report(OFFENCE);
+        site.report(OffenceKind::Http);
     }
 }
 
 /// A connection is ended for what it costs.
 fn report_abuse(site: &Site) {
     site.edge().http_counters.count_abuse();
-    site.report(OFFENCE);
+    site.report(OffenceKind::Http);
 }

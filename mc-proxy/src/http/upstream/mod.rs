@@ -155,7 +155,8 @@ impl Backends {
                 return Ok(Connected { kind, place, connecting: None });
             }
             let begun = Instant::now();
-            match self.make(idle, place, backend, spoken, wanted).await {
+            // Apart: what a connection takes to be made, the many requests that find one need not have room for.
+            match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
                 Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
                 Err(error) => last = (error, Some(backend)),
             }
@@ -191,7 +192,7 @@ impl Connected {
                 Ok(Exchanging::H1(backend))
             }
             Kind::H2(handle) => {
-                let sent = timeout(patience, handle.send(request)).await.map_err(|_| Broken::Refused)?;
+                let sent = Box::pin(timeout(patience, handle.send(request))).await.map_err(|_| Broken::Refused)?;
                 Ok(Exchanging::H2(Box::new(sent?)))
             }
         }

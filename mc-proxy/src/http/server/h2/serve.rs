@@ -5,19 +5,21 @@ use ::http::Method;
 use tokio::time::Instant;
 
 use super::{
-    OFFENCE,
     request::request,
     stream::{Kind, Stream},
 };
-use crate::http::{
-    access,
-    authority::AuthorityError,
-    deadline::Deadline,
-    error::{Asked, HttpError},
-    exchange::{Left, exchange, respond},
-    h1::HeadError,
-    h2::chunk::Chunk,
-    site::Site,
+use crate::{
+    firewall::OffenceKind,
+    http::{
+        access,
+        authority::AuthorityError,
+        deadline::Deadline,
+        error::{Asked, HttpError},
+        exchange::{Left, exchange, respond},
+        h1::HeadError,
+        h2::chunk::Chunk,
+        site::Site,
+    },
 };
 
 /// Serves one request.
@@ -30,14 +32,14 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
     let asked = Asked::of(&head.method, &head.headers);
     let of_head = if head.method == Method::HEAD { Kind::Head } else { Kind::Other };
     let (mut stream, left) = match request(head, body.is_end_stream(), limits) {
-        Ok((request, kind)) => {
+        Ok((mut request, kind)) => {
             let mut stream = Stream::new(body, send, kind, max_fields);
-            let left = exchange(site, &mut stream, request, &mut deadline, begun_at).await;
+            let left = exchange(site, &mut stream, &mut request, &mut deadline, begun_at).await;
             (stream, left)
         }
         Err(error) => {
             site.edge().http_counters.count_malformed(error);
-            site.report(OFFENCE);
+            site.report(OffenceKind::Http);
             tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
             let mut stream = Stream::new(body, send, of_head, max_fields);
             let Some(error) = answer(error) else {

@@ -38,7 +38,7 @@ async fn pair() -> (Io, TcpStream) {
 }
 
 fn place() -> Open {
-    Idle::new(1, false).open(0, 0).unwrap()
+    Idle::new(1).open(0, 0).unwrap()
 }
 
 /// A connection, and its other end.
