@@ -22,7 +22,8 @@ fn with(fields: &str) -> String {
 
 /// The fields of a request without those that are written here.
 fn own(request: &Request) -> Vec<(String, String)> {
-    let written = ["host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip", "forwarded", "x-request-id"];
+    let written =
+        ["host", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip", "forwarded", "x-request-id"];
     let fields = request.fields.0.iter().filter(|(name, _)| !written.contains(&name.as_str()));
     fields.cloned().collect()
 }
@@ -76,10 +77,16 @@ fn what_a_trusted_peer_says_is_kept() -> Result<()> {
         ensure!(seen.field(name) == Some(value), "{name}: {seen:?}");
     }
     // Nonsense is replaced, also from there.
-    client.ask(with("X-Real-IP: nobody\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Host: a b\r\nX-Request-Id: \r\n"))?;
+    client
+        .ask(with("X-Real-IP: nobody\r\nX-Forwarded-Proto: gopher\r\nX-Forwarded-Host: a b\r\nX-Request-Id: \r\n"))?;
     let seen = origin.last()?;
-    ensure!(seen.field("x-real-ip") == Some("127.5.0.1") && seen.field("x-forwarded-proto") == Some("https"), "{seen:?}");
-    ensure!(seen.field("x-forwarded-host") == Some(HOST) && seen.field("x-request-id").is_some_and(|id| id.len() == 32));
+    ensure!(
+        seen.field("x-real-ip") == Some("127.5.0.1") && seen.field("x-forwarded-proto") == Some("https"),
+        "{seen:?}"
+    );
+    ensure!(
+        seen.field("x-forwarded-host") == Some(HOST) && seen.field("x-request-id").is_some_and(|id| id.len() == 32)
+    );
 
     let mut client = edge.client_from([127, 6, 0, 1].into())?;
     client.ask(with(LIES))?.expect(200)?;
@@ -92,15 +99,16 @@ fn fields_of_requests() -> Result<()> {
     let origin = Origin::telling()?;
     let edge = Edge::to(origin.addr(), "")?;
     let mut client = edge.client()?;
-    client.ask(with(
-        "Connection: keep-alive, X-Gone, Authorization, X-Request-Id\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\n\
+    client
+        .ask(with(
+            "Connection: keep-alive, X-Gone, Authorization, X-Request-Id\r\nX-Gone: 1\r\nKeep-Alive: timeout=5\r\n\
          Proxy-Connection: keep-alive\r\nProxy-Authorization: Basic eA==\r\nTE: gzip\r\nUpgrade: h2c\r\n\
          HTTP2-Settings: AAMAAABk\r\nProxy: http://evil.example\r\nX_Real_IP: 203.0.113.1\r\nX_Own: 1\r\n\
          X.Real.IP: 203.0.113.1\r\n\
          Authorization: Bearer x\r\nCookie: a=b\r\nCookie: c=d\r\nVia: 1.0 x\r\nServer: y\r\nMax-Forwards: 3\r\n\
          Traceparent: 00-1-2-01\r\nAccept: a/b,\t c/d\r\nX-Empty:\r\nX.Own: 2\r\nUser-Agent: \u{e9}t\u{e9}\r\n",
-    ))?
-    .expect(200)?;
+        ))?
+        .expect(200)?;
     let expected = [
         ("authorization", "Bearer x"),
         ("cookie", "a=b"),
@@ -156,7 +164,8 @@ fn a_host_that_the_connection_was_not_made_for() -> Result<()> {
     let edge = Plan::to(app.addr())?.route("other.example.com", &[other.addr()], "").start()?;
     let mut client = edge.client()?;
     let asked = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
-    for host in ["other.example.com", "x.app.example.com", "example.com", "127.0.0.1", "[::1]", "other.example.com:443"] {
+    for host in ["other.example.com", "x.app.example.com", "example.com", "127.0.0.1", "[::1]", "other.example.com:443"]
+    {
         let response = client.ask(asked(host))?.expect(421)?;
         ensure!(response.field("connection").is_none(), "the connection is good for its own: {response:?}");
         ensure!(response.text().starts_with("421 Misdirected Request\n"), "{response:?}");

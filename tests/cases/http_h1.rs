@@ -47,7 +47,9 @@ fn pipelined_requests_are_answered_in_their_order() -> Result<()> {
     for number in 0..50 {
         match number % 3 {
             0 => all.push_str(&get(&format!("/{number}"))),
-            1 => all.push_str(&request("POST", &format!("/{number}"), "Content-Length: 5\r\n").replace("\r\n\r\n", "\r\n\r\nhello")),
+            1 => all.push_str(
+                &request("POST", &format!("/{number}"), "Content-Length: 5\r\n").replace("\r\n\r\n", "\r\n\r\nhello"),
+            ),
             _ => all.push_str(
                 &request("PUT", &format!("/{number}"), "Transfer-Encoding: chunked\r\n")
                     .replace("\r\n\r\n", "\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
@@ -91,7 +93,9 @@ fn by_path(request: &Request) -> Vec<u8> {
         "/304-chunked" => "304 Not Modified\r\nTransfer-Encoding: chunked\r\n\r\n",
         "/reason" => "299 Something Of One's Own\r\nContent-Length: 0\r\n\r\n",
         "/no-reason" => "200\r\nContent-Length: 2\r\n\r\nhi",
-        "/fields" => "200 OK\r\nServer: mine\r\nVia: 1.1 x\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n",
+        "/fields" => {
+            "200 OK\r\nServer: mine\r\nVia: 1.1 x\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
+        }
         _ => "404 Not Found\r\nContent-Length: 0\r\n\r\n",
     };
     format!("HTTP/1.1 {head}").into_bytes()
@@ -120,7 +124,9 @@ fn responses_end_where_they_say() -> Result<()> {
         let response = client.ask(request(method, path, ""))?.expect(status)?;
         ensure!(response.framing == framing && response.text() == body, "{path}: {response:?}");
         match path {
-            "/head" => ensure!(response.field("content-length") == Some("1234") && response.field("etag") == Some("\"x\"")),
+            "/head" => {
+                ensure!(response.field("content-length") == Some("1234") && response.field("etag") == Some("\"x\""))
+            }
             "/304" => ensure!(response.field("content-length") == Some("99"), "{response:?}"),
             "/204" => ensure!(response.field("x-own") == Some("1")),
             _ => {}
@@ -180,7 +186,9 @@ fn responses_that_break_off() -> Result<()> {
 #[test]
 fn clients_of_http_1_0() -> Result<()> {
     let origin = Origin::answering(|request| match request.line.split(' ').nth(1) {
-        Some("/chunked") => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n".into(),
+        Some("/chunked") => {
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n".into()
+        }
         Some("/early") => [&b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"[..], &ok("hi")].concat(),
         _ => ok(&request.line),
     })?;
