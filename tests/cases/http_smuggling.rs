@@ -229,6 +229,16 @@ fn responses_that_are_ambiguous() -> Result<()> {
         let got = client.ask(get("/"))?;
         ensure!(got.status == 502, "{response:?}: {got:?}");
     }
+    // A head without end is given up.
+    let origin = Origin::new(|conn| {
+        conn.request()?;
+        conn.send("HTTP/1.1 200 OK\r\n")?;
+        loop {
+            conn.send(format!("X: {}\r\n", "x".repeat(1_000)))?;
+        }
+    })?;
+    let edge = Edge::to(origin.addr(), "")?;
+    ensure!(edge.ask(get("/"))?.status == 502);
     // What a backend says unasked is not the response to the next request.
     let origin = Origin::new(|conn| {
         while let Some(request) = conn.request()? {
