@@ -262,15 +262,11 @@ fn the_other_forms_of_a_target() -> Result<()> {
     let mut client = edge.client()?;
     for (target, seen) in [
         (format!("https://{HOST}/a?b"), "/a?b"),
-        (format!("HTTP://APP.example.com./a"), "/a"),
+        ("HTTP://APP.example.com./a".to_owned(), "/a"),
         (format!("https://{HOST}"), "/"),
         (format!("https://{HOST}?q"), "/?q"),
     ] {
         let response = client.ask(request("GET", &target, ""))?;
-        if target.starts_with("HTTP:") {
-            // The field has to be the same in canonical form.
-            ensure!(response.status == 200, "{response:?}");
-        }
         ensure!(response.text() == format!("GET {seen} HTTP/1.1"), "{target}: {response:?}");
         ensure!(origin.last()?.field("host") == Some(HOST));
     }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use mc_proxy_tests::{
-    client::{End, connect, end_of},
+    client::{End, connect, end_of, is_reset},
     hello::Hello,
     http::{Edge, Ended, HOST, Origin, Plan, Response, get, ok},
     wait::{SOON, pass, until},
@@ -272,7 +272,7 @@ fn handshakes_that_are_not_finished() -> Result<()> {
             End::Reset(_) => {}
             // A hello that is no whole one for rustls gets an alert.
             End::Closed(bytes) if number == 2 => ensure!(bytes.first() == Some(&21), "{bytes:?}"),
-            end => anyhow::bail!("{number}: {end:?}"),
+            end @ (End::Closed(_) | End::Silent(_)) => anyhow::bail!("{number}: {end:?}"),
         }
     }
     ensure!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -285,5 +285,30 @@ fn handshakes_that_are_not_finished() -> Result<()> {
     let end = end_of(&mut stream)?;
     ensure!(matches!(&end, End::Reset(bytes) if bytes.first() == Some(&22)), "{end:?}");
     about(begun, Duration::from_millis(700))?;
+    edge.serves()
+}
+
+/// Requests without end, whose responses nobody reads: they are not answered in memory.
+#[test]
+fn who_asks_and_never_reads() -> Result<()> {
+    let origin = Origin::answering(|_| ok("x".repeat(2_000)))?;
+    let edge = Edge::to(origin.addr(), "write_timeout = \"700ms\"\nmax_requests = 0")?;
+    edge.serves()?;
+    let before = edge.daemon.resident_bytes()?;
+    let mut client = edge.client()?;
+    client.socket().set_write_timeout(Some(Duration::from_millis(200)))?;
+    let many = get("/").repeat(200);
+    let begun = Instant::now();
+    let mut most = before;
+    loop {
+        let sent = client.try_send(&many);
+        most = most.max(edge.daemon.resident_bytes()?);
+        if sent.is_err_and(|error| is_reset(&error)) {
+            break;
+        }
+        ensure!(begun.elapsed() < SOON, "it goes on");
+    }
+    ensure!(most < before + (8 << 20), "{} KiB more", (most - before) >> 10);
+    edge.logs(&["connection closed", "reason=client_reset"])?;
     edge.serves()
 }

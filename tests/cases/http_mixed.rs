@@ -3,14 +3,17 @@
 use std::{
     io::Write as _,
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixListener,
+    thread,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use mc_proxy_tests::{
     client::connect_from,
-    http::{Client, Edge, Ended, HOST, Origin, Plan, get, ok},
+    http::{Client, Edge, Ended, HOST, Origin, Plan, Reader, get, ok},
     tls::Authority,
-    wait::{SOON, until},
+    wait::{SOON, pass, until},
 };
 
 #[test]
@@ -165,5 +168,37 @@ fn two_names_of_two_backends() -> Result<()> {
         let response = edge.client_of(name)?.ask(get("/").replace(HOST, name))?.expect(200)?;
         ensure!(response.text() == text, "{name}: {response:?}");
     }
+    Ok(())
+}
+
+/// A backend behind a Unix socket.
+#[test]
+fn a_unix_socket() -> Result<()> {
+    let plan = Plan::new()?;
+    let path = plan.file("app.sock");
+    let listener = UnixListener::bind(&path)?;
+    let serving = thread::spawn(move || -> Result<usize> {
+        let mut requests = 0;
+        let (stream, _) = listener.accept()?;
+        stream.set_read_timeout(Some(SOON))?;
+        let mut reader = Reader::new(stream);
+        while let Some(head) = reader.head()? {
+            ensure!(head.fields.get("x-forwarded-for") == Some("127.0.0.1"), "{head:?}");
+            reader.stream().write_all(&ok(head.line))?;
+            requests += 1;
+        }
+        Ok(requests)
+    });
+    let certificate =
+        format!("tls_cert = \"{}\"\ntls_key = \"{}\"", plan.file("app.crt").display(), plan.file("app.key").display());
+    let route = format!("hostname = \"{HOST}\"\nbackend = \"unix:{}\"\nmode = \"l7\"\n{certificate}", path.display());
+    let edge = plan.routes(&format!("[[listeners.routes]]\n{route}")).start()?;
+    for _ in 0..3 {
+        ensure!(edge.ask(get("/"))?.expect(200)?.text() == "GET / HTTP/1.1");
+        pass(Duration::from_millis(20));
+    }
+    edge.daemon.stop()?;
+    let requests = serving.join().map_err(|_| anyhow!("the backend panicked"))??;
+    ensure!(requests == 3, "by one connection: {requests}");
     Ok(())
 }
