@@ -20,6 +20,7 @@ use rustix::thread::CapabilitySet;
 use crate::{
     config::{self, Config},
     desired::{Listener, Target},
+    http::access::writer::Destination,
     net::{addr::BackendAddr, resolve::Resolver},
     store::{self, StoreError},
     telemetry,
@@ -102,6 +103,9 @@ pub fn run<K: AsRef<OsStr>, V: AsRef<OsStr>>(path: &Path, env: impl IntoIterator
     }
     for listener in listeners.as_ref() {
         host::port(&mut list, listener, capabilities);
+    }
+    if let Some(Destination::File(path)) = &loaded.config.access.to {
+        host::access_log(&mut list, path);
     }
     if let Some(grpc) = &loaded.config.grpc {
         host::admin_socket(&mut list, grpc);

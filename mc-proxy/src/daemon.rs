@@ -9,6 +9,7 @@
 //!   -> drain -> kernel plane kept or detached
 //! ```
 
+mod access;
 mod control_plane;
 mod drain;
 mod hand_over;
@@ -25,12 +26,14 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use arc_swap::ArcSwapOption;
 use mc_proxy_common::rate::RateLimit;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    access::Records,
     control_plane::{ControlPlane, Doors, Enforced, ban_groups},
     drain::{Tally, drain},
     hand_over::HandOver,
@@ -45,7 +48,7 @@ use crate::{
     desired::{Desired, Listener},
     exit::Exit,
     firewall::{Firewall, Rule, Subject},
-    http::counters::HttpCounters,
+    http::{access::writer::Writer, counters::HttpCounters},
     net::{
         listener::Bound,
         memory::Budget,
@@ -96,6 +99,8 @@ pub fn run(config_path: &Path, start: Start) -> Result<(), Failure> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    // Before another daemon is asked for its place: a file that cannot be opened is found first.
+    let records = access::start(&config.access)?;
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -116,7 +121,7 @@ pub fn run(config_path: &Path, start: Start) -> Result<(), Failure> {
     };
     let running = {
         let _entered = runtime.enter();
-        Running::start(config, inherited)?
+        Running::start(config, inherited, records)?
     };
     runtime.block_on(running.serve(signals, predecessor))
 }
@@ -167,6 +172,8 @@ struct Running {
     sockets: Vec<Named>,
     /// What the service manager is to keep no longer.
     forgotten: Vec<String>,
+    /// Writes access records.
+    records: Option<Writer>,
 }
 
 /// Why the daemon ends.
@@ -179,7 +186,7 @@ enum Ending {
 }
 
 impl Running {
-    fn start(config: Config, mut inherited: Inherited) -> Result<Self, Failure> {
+    fn start(config: Config, mut inherited: Inherited, records: Option<Records>) -> Result<Self, Failure> {
         let Opened { mut store, desired, is_empty } = open_store(&config.database, &config.seed)?;
         if !is_empty {
             report_differences(&store.diff(&config.seed).map_err(store_failure)?);
@@ -200,12 +207,13 @@ impl Running {
 
         let limit = config.firewall.rate_limit.map_or(RateLimit::OFF, RateLimit::from);
         let (bans, offences) = Bans::new(config.firewall.auto_ban);
+        let (access, records) = records.map(|records| (records.access, records.writer)).unzip();
         let edge = Arc::new(Edge {
             firewall: Firewall::new(engine.memory(), limit),
+            geoip: ArcSwapOption::new(geoip.as_ref().map(|countries| Arc::clone(countries.geoip()))),
             http: config.http.clone(),
             http_trusted: config.http_trusted.clone(),
             http_counters: HttpCounters::default(),
-            access: None,
             resolver: Resolver::default(),
             counters: Counters::default(),
             offences,
@@ -213,6 +221,8 @@ impl Running {
             proxy: config.proxy,
             splicing: splicing(config.proxy.splice),
             memory: Budget::new(config.proxy.memory_limit),
+            access,
+            redact_clients: config.access.style.redact_clients,
         });
         let running = |listener| Arc::new(Listening::with_certificates(listener, &certificates));
         let listening: Vec<_> = desired.listeners.iter().map(running).collect();
@@ -240,7 +250,7 @@ impl Running {
         let workers = start_workers(workers, &edge, &listening, bound, &shutdown)
             .map_err(|error| Failure::because(Exit::Failure, "starting the workers", &error))?;
         let control_plane = Some(control_plane);
-        Ok(Self { config, control_plane, workers, shutdown, edge, listening, sockets, forgotten })
+        Ok(Self { config, control_plane, workers, shutdown, edge, listening, sockets, forgotten, records })
     }
 
     async fn serve(mut self, mut signals: Signals, predecessor: Option<Predecessor>) -> Result<(), Failure> {
@@ -275,6 +285,7 @@ impl Running {
             Some(control_plane) => control_plane.stop().await,
             None => Ok(()),
         };
+        access::finish(self.records, &self.edge);
         match self.config.xdp.on_exit {
             OnExit::Detach if matches!(ending, Ending::Signal) => tracing::info!("mc-proxy has stopped"),
             OnExit::Keep | OnExit::Detach => {
@@ -322,7 +333,7 @@ impl Running {
                 _ = signals.terminate.recv() => return None,
                 _ = signals.interrupt.recv() => return None,
                 successor = &mut ringing => return Some(successor),
-                _ = signals.hangup.recv() => reload(control_plane, notifier).await,
+                _ = signals.hangup.recv() => reload(control_plane, &self.edge, notifier).await,
                 () = notifier.watch(&self.workers, control_plane.map(ControlPlane::thread)) => {}
             }
         }
@@ -446,7 +457,11 @@ fn start_workers(
         .collect()
 }
 
-async fn reload(control_plane: Option<&ControlPlane>, notifier: &mut Notifier) {
+async fn reload(control_plane: Option<&ControlPlane>, edge: &Edge, notifier: &mut Notifier) {
+    if let Some(access) = &edge.access {
+        access.log.reopen();
+        tracing::info!("received SIGHUP, opening the access log anew");
+    }
     let Some(control_plane) = control_plane else { return };
     tracing::info!("received SIGHUP, reloading GeoIP database");
     notifier.reloading();

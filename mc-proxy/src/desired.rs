@@ -6,6 +6,7 @@ use std::{
     str::FromStr,
 };
 
+use ::http::HeaderName;
 use ipnet::IpNet;
 
 use crate::{
@@ -348,6 +349,15 @@ impl FromStr for BackendProtocol {
 }
 
 impl L7Policy {
+    /// Why it can match nothing that it is meant for, in words; none of a policy that is good.
+    pub fn problem(&self) -> Option<String> {
+        let is_name = match self.kind {
+            L7PolicyKind::BlockUserAgent => true,
+            L7PolicyKind::RequireHeader => HeaderName::from_bytes(self.value.as_bytes()).is_ok(),
+        };
+        (!is_name).then(|| format!("{:?} is not the name of a header", self.value))
+    }
+
     /// Whether it looks for the same as `other`, of which a route has one.
     pub fn is_like(&self, other: &Self) -> bool {
         self.kind == other.kind && self.value == other.value

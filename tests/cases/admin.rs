@@ -121,7 +121,8 @@ fn rules_and_policies_are_stored_as_given() -> Result<()> {
     }
     ensure!(admin.rules()?.is_empty());
 
-    let policy = |kind: &str, value: &str| L7Policy { r#type: kind.to_owned(), value: value.to_owned(), shadow: false };
+    let policy =
+        |kind: &str, value: &str| L7Policy { r#type: kind.to_owned(), value: value.to_owned(), ..Default::default() };
     let wanted = [policy("block_user_agent", "BadBot"), policy("require_header", "X-Token")];
     let listener_addr = proxy.to_string();
     let hostname = "app.example.com".to_owned();

@@ -27,7 +27,10 @@ fn mistakes_are_named_and_end_with_78() -> Result<()> {
         (route("backend = \"127.0.0.1:1\""), vec!["hostname"]),
         (route("hostname = \"app.example.com\""), vec!["backend"]),
         (route("hostname = \"app.example.com\"\nbackend = \"127.0.0.1\""), vec!["127.0.0.1", "host:port"]),
-        (route("hostname = \"app.example.com\"\nbackend = \"127.0.0.1:1\"\nmode = \"l7\""), vec!["l7"]),
+        (
+            route("hostname = \"app.example.com\"\nbackend = \"127.0.0.1:1\"\nmode = \"l7\""),
+            vec!["tls_cert is required"],
+        ),
         (format!("{database}[[listeners]]\naddr = \":4443\"\nproxy_protocol = true\n"), vec!["proxy_protocol"]),
         (format!("{database}[firewall]\nrate_prefix_v6 = 128\n"), vec!["rate_prefix_v6"]),
         (

@@ -81,7 +81,10 @@ impl ProxyAdminService for Admin {
         let listener = convert::listener(listener_addr)?;
         let key = convert::route_key(&hostname, alpn)?;
         let policies = self.control.policies(listener, key).await.map_err(convert::control_error)?;
-        let policies = policies.into_iter().map(convert::policy_to_proto).collect();
+        let policies = policies
+            .into_iter()
+            .map(|(policy, hits)| v1::L7Policy { hits, ..convert::policy_to_proto(policy) })
+            .collect();
         Ok(Response::new(v1::ListL7PoliciesResponse { policies }))
     }
 

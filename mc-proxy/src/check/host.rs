@@ -146,6 +146,26 @@ pub(super) fn port(list: &mut Checklist, listener: &Listener, capabilities: Capa
     }
 }
 
+/// Where access records are appended.
+pub(super) fn access_log(list: &mut Checklist, path: &Path) {
+    let name = format!("log.access {}", path.display());
+    let dir = path.parent().unwrap_or(path);
+    let (writable, what) = if path.exists() {
+        (access(path, Access::WRITE_OK), "it")
+    } else {
+        (access(dir, Access::WRITE_OK | Access::EXEC_OK), "its directory")
+    };
+    match writable {
+        Ok(()) if path.is_dir() => list.bad(format!("{name}: it is a directory; name a file")),
+        Ok(()) => list.good(format!("{name}: can be written to")),
+        Err(error) => {
+            list.bad(format!(
+                "{name}: {what} cannot be written to: {error}; give it to the daemon's user, or name another path"
+            ));
+        }
+    }
+}
+
 pub(super) fn admin_socket(list: &mut Checklist, grpc: &Grpc) {
     let path = &grpc.path;
     let name = format!("grpc.addr {}", path.display());

@@ -172,3 +172,22 @@ fn certificates_are_tried() {
     assert_eq!(found[0].grade, Grade::Bad);
     assert!(found[0].text.contains("key.pem: No such file"), "{}", found[0].text);
 }
+
+#[test]
+fn access_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let checked = |path: &Path| {
+        let mut list = Checklist::default();
+        host::access_log(&mut list, path);
+        list.findings.remove(0)
+    };
+    let path = dir.path().join("access.log");
+    assert_eq!(checked(&path).grade, Grade::Good);
+    fs::write(&path, "x").unwrap();
+    assert_eq!(checked(&path).grade, Grade::Good);
+    assert_eq!(fs::read(&path).unwrap(), b"x");
+    let found = checked(&dir.path().join("absent/access.log"));
+    assert_eq!(found.grade, Grade::Bad);
+    assert!(found.text.contains("its directory cannot be written to: ") && found.text.contains(';'), "{}", found.text);
+    assert_eq!(checked(dir.path()).grade, Grade::Bad);
+}

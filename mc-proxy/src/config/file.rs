@@ -294,6 +294,11 @@ shape! {
     Log {
         level: String,
         format: String,
+        access: String,
+        access_format: String,
+        access_sample: i64,
+        redact_clients: bool,
+        redact_queries: bool,
     }
 }
 

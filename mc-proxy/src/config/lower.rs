@@ -5,6 +5,7 @@ mod firewall;
 mod http;
 mod l4;
 mod l7;
+mod log;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +19,7 @@ use std::{
 };
 
 use super::{
-    Config, Grpc, Log, LogFormat, OnExit, Proxy, Refuse, Scope, Splice, Xdp, XdpMode,
+    Config, Grpc, OnExit, Proxy, Refuse, Scope, Splice, Xdp, XdpMode,
     diagnostic::{At, Report, did_you_mean},
     file::{self, Given, Kind, Override},
 };
@@ -97,7 +98,7 @@ pub(super) fn lower(root: file::Root, report: &mut Report<'_>) -> Config {
     let (rules, firewall) = lower.firewall(section(root.firewall).0);
     let seed = Desired { listeners: lower.listeners(root.listeners), rules };
     lower.metrics(section(root.metrics).0);
-    let http = section(root.http).0;
+    let (http, log) = (section(root.http).0, section(root.log).0);
     Config {
         database: database.unwrap_or_default(),
         seed,
@@ -107,7 +108,8 @@ pub(super) fn lower(root: file::Root, report: &mut Report<'_>) -> Config {
         http: lower.http(http),
         xdp: lower.xdp(section(root.xdp).0),
         grpc: lower.grpc(section(root.grpc).0),
-        log: lower.log(section(root.log).0),
+        access: lower.access(&log),
+        log: lower.log(log),
     }
 }
 
@@ -428,21 +430,6 @@ impl Lower<'_, '_> {
         if let Some(path) = metrics.path.filter(|path| !path.value.starts_with('/')) {
             let text = format!("metrics.path must start with \"/\": {:?}; write \"/metrics\"", path.value);
             self.report.error(&path.at, text);
-        }
-    }
-
-    fn log(&mut self, log: file::Log) -> Log {
-        use tracing::Level;
-        let levels = [
-            ("info", Level::INFO),
-            ("trace", Level::TRACE),
-            ("debug", Level::DEBUG),
-            ("warn", Level::WARN),
-            ("error", Level::ERROR),
-        ];
-        Log {
-            level: self.word(log.level, "log.level", &levels),
-            format: self.word(log.format, "log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         }
     }
 

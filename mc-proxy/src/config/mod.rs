@@ -28,13 +28,15 @@ use mc_proxy_common::rate;
 use toml::de::DeTable;
 
 pub use self::diagnostic::{ConfigErrors, Diagnostic, Place};
-pub(crate) use self::unavailable::is_unavailable;
 use self::{
     diagnostic::{At, Report},
     file::Reader,
     unavailable::{UNAVAILABLE, Unavailable},
 };
-use crate::desired::Desired;
+use crate::{
+    desired::Desired,
+    http::access::{Sample, Style, writer::Destination},
+};
 pub use crate::{firewall::AutoBan, http::limits::HttpLimits, net::relay::Splice};
 
 /// A list of a million addresses takes a third of this.
@@ -130,8 +132,10 @@ pub struct Config {
     pub xdp: Xdp,
     /// `[grpc]`; without an address there is no admin API.
     pub grpc: Option<Grpc>,
-    /// `[log]`.
+    /// `[log]`: the daemon's own lines.
     pub log: Log,
+    /// `[log]`: access records.
+    pub access: Access,
 }
 
 /// `[firewall]`: what is not a rule.
@@ -303,6 +307,18 @@ pub struct Log {
     pub level: tracing::Level,
     /// How a line looks.
     pub format: LogFormat,
+}
+
+/// `[log]`: one record for each HTTP request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// `log.access`; none = there are no records.
+    pub to: Option<Destination>,
+    /// `log.access_format` and what is redacted; `log.redact_clients` holds for the records of connections too, whether
+    /// there are access records or not.
+    pub style: Style,
+    /// `log.access_sample`.
+    pub sample: Sample,
 }
 
 /// `log.format`.

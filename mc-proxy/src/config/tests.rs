@@ -207,7 +207,10 @@ fn every_error_has_place_key_value_and_remedy() {
         (&[LISTENER, ROUTE, "bakend_tls = true"], "8:1: listeners.routes.bakend_tls: unknown key \"bakend_tls\"; did you mean \"backend_tls\"?".into()),
         (&["[log]\nidle_timeout = \"5s\""], "4:1: log.idle_timeout: unknown key \"idle_timeout\"; did you mean \"proxy.idle_timeout\"?".into()),
         (&["[log]\nünïcode_é = 1"], "4:".into()),
-        (&["[log]\ncolour = true"], "4:1: log.colour: unknown key \"colour\"; valid here: level, format".into()),
+        (&["[log]\ncolour = true"], "4:1: log.colour: unknown key \"colour\"; valid here: level, format, access, access_format, access_sample, redact_clients, redact_queries".into()),
+        (&["[log]\naccess = \"stdin\""], "4:10: log.access: \"stdin\" is not \"off\", \"stdout\", \"stderr\" or an absolute path; write one of these, such as \"/srv/mc-proxy/access.log\"".into()),
+        (&["[log]\naccess_sample = 0"], "4:17: log.access_sample must be from 1 to 4294967295: 0; write 1".into()),
+        (&["[log]\naccess_format = \"text\""], "4:17: log.access_format: \"text\" is not one of \"json\", \"logfmt\"".into()),
         (&[LISTENER, "[listeners.default]\nbackend = \"a:1\"\nhostname = \"a.b\""], "7:12: listeners.default.hostname: a default route has no hostname; remove it, or write [[listeners.routes]]".into()),
         // Listeners.
         (&["[[listeners]]\nprotocol = \"tls\""], "3:1: listeners.addr is required; write addr = \":443\"".into()),
@@ -238,6 +241,8 @@ fn every_error_has_place_key_value_and_remedy() {
         (&[LISTENER, ROUTE, "backend_protocol = \"http2\""], "8:20: listeners.routes.backend_protocol: \"http2\" is not one of \"auto\", \"http1\", \"h2\"; did you mean \"http1\"?".into()),
         (&[LISTENER, ROUTE, "[[listeners.routes.l7_policies]]\nvalue = \"x\""], "8:1: listeners.routes.l7_policies.type is required; write type = \"block_user_agent\" or \"require_header\"".into()),
         (&[LISTENER, ROUTE, "[[listeners.routes.l7_policies]]\ntype = \"block\"\nvalue = \"x\""], "9:8: listeners.routes.l7_policies.type: \"block\" is not one of \"block_user_agent\", \"require_header\"".into()),
+        (&[LISTENER, ROUTE, "[[listeners.routes.l7_policies]]\ntype = \"require_header\"\nvalue = \"X-A: b\""], "10:9: listeners.routes.l7_policies.value: \"X-A: b\" is not the name of a header; write one such as \"X-Api-Key\"".into()),
+        (&[LISTENER, ROUTE, "mode = \"l7\"\ntls_key = \"k\""], "5:1: listeners.routes.tls_cert is required with mode = \"l7\"; write tls_cert = \"/srv/mc-proxy/certs/app.pem\"".into()),
         (&[LISTENER, ROUTE, "[[listeners.routes.l7_policies]]\ntype = \"require_header\"\nvalue = \"\""], "10:9: listeners.routes.l7_policies.value is required; write value = \"…\"".into()),
         // Firewall.
         (&["[firewall]\nblocked_countries = [\"RU\"]"], "4:21: firewall: geoip_db is required by blocked_countries; write geoip_db = \"/srv/mc-proxy/GeoLite2-Country.mmdb\"".into()),
@@ -306,12 +311,7 @@ fn the_database_is_required() {
 
 #[test]
 fn features_of_later_versions_are_refused() {
-    let listener = "[[listeners]]\naddr = \":443\"\n";
-    let route = format!("{listener}[[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\n");
-    let default = format!("{listener}[listeners.default]\nbackend = \"a:1\"\n");
     for (text, what) in [
-        (format!("{route}mode = \"l7\""), "8:8: listeners.routes.mode = \"l7\""),
-        (format!("{default}mode = \"l7\""), "7:8: listeners.default.mode = \"l7\""),
         ("[grpc]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: grpc.addr = \"127.0.0.1:9090\""),
         ("[grpc]\naddr = \":9090\"".to_owned(), "4:8: grpc.addr = \":9090\""),
         ("[metrics]\naddr = \"127.0.0.1:9090\"".to_owned(), "4:8: metrics.addr = \"127.0.0.1:9090\""),
@@ -555,7 +555,8 @@ fn the_commented_lines_of_the_example_are_true() {
     assert_eq!(config.proxy, defaults.proxy);
     assert_eq!(config.xdp, defaults.xdp);
     assert_eq!(Firewall { geoip_db: None, ..config.firewall }, defaults.firewall);
-    assert_eq!(config.log, defaults.log);
+    assert_eq!((config.log, config.access), (defaults.log, defaults.access));
+    assert_eq!((config.http, config.http_trusted), (defaults.http, defaults.http_trusted));
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 
 /// A setting of a later version.
 pub(super) struct Unavailable {
-    /// Path of the key; what is said of `listeners.routes` holds for `listeners.default` too.
+    /// Path of the key.
     key: &'static str,
     /// Whether a value, as text without quotes, switches the feature on.
     is_on: fn(&str) -> bool,
@@ -11,7 +11,6 @@ pub(super) struct Unavailable {
     remedy: &'static str,
 }
 
-/// What is said here of a route holds for the admin API too.
 pub(super) const UNAVAILABLE: &[Unavailable] = &[
     Unavailable { key: "grpc.addr", is_on: is_tcp, remedy: "write \"unix:/path\"" },
     Unavailable { key: "metrics.addr", is_on: |v| !v.is_empty(), remedy: "remove it" },
@@ -20,13 +19,7 @@ pub(super) const UNAVAILABLE: &[Unavailable] = &[
 
 /// The remedy when `value` of `key` needs a feature of a later version.
 pub(super) fn remedy_in(unavailable: &[Unavailable], key: &str, value: &str) -> Option<&'static str> {
-    let key = key.replacen("listeners.default.", "listeners.routes.", 1);
     unavailable.iter().find(|entry| entry.key == key && (entry.is_on)(value)).map(|entry| entry.remedy)
-}
-
-/// Whether `value` of `key`, such as `listeners.routes.mode`, needs a feature of a later version.
-pub(crate) fn is_unavailable(key: &str, value: &str) -> bool {
-    remedy_in(UNAVAILABLE, key, value).is_some()
 }
 
 /// `host:port`, with anything for a host.

@@ -22,15 +22,19 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use self::sources::{Source, Sources};
 use crate::{
     config::{Proxy, TrustedProxies},
     control::Drops,
     desired::{AcceptProxy, Listener, Protocol},
-    firewall::Firewall,
-    http::{access::Access, counters::HttpCounters, limits::HttpLimits},
+    firewall::{Firewall, GeoIp},
+    http::{
+        access::{Sample, Style, writer::AccessLog},
+        counters::HttpCounters,
+        limits::HttpLimits,
+    },
     net::{
         addr::ListenAddr,
         memory::Budget,
@@ -60,14 +64,29 @@ pub struct Edge {
     pub splicing: Splicing,
     /// What connections may take of the daemon's memory.
     pub memory: Arc<Budget>,
+    /// `firewall.geoip_db` as it is in memory, for records.
+    pub geoip: ArcSwapOption<GeoIp>,
     /// Whose word for who the client is counts.
     pub http_trusted: TrustedProxies,
     /// What clients may ask of the HTTP proxy.
     pub http: HttpLimits,
     /// What became of requests.
     pub http_counters: HttpCounters,
-    /// Records of requests, where they are written.
+    /// Where requests are recorded; none = nowhere.
     pub access: Option<Access>,
+    /// Records tell the network of a client instead of its address.
+    pub redact_clients: bool,
+}
+
+/// What becomes of access records.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Takes the lines.
+    pub log: AccessLog,
+    /// What they look like.
+    pub style: Style,
+    /// Which requests have one.
+    pub sample: Sample,
 }
 
 /// What the connections of one worker share. The counts of its references stay on the worker's core.
@@ -112,7 +131,7 @@ impl Listening {
 
     /// The running side of a desired listener.
     pub fn with_certificates(desired: &Listener, certificates: &Certificates) -> Self {
-        let table = RouteTable::with_certificates(&desired.routes, desired.default.clone(), certificates);
+        let table = RouteTable::with_certificates(&desired.routes, desired.default.as_ref(), certificates, None);
         Self::with_table(desired, table)
     }
 

@@ -61,6 +61,9 @@ async fn serve(mut client: Socket, record: &mut Record, place: Anonymous) -> Out
         Ok(hello) => hello,
         Err(outcome) => return outcome,
     };
+    if record.permit().listener().protocol == Protocol::HttpRedirect {
+        return Box::pin(redirect(client, &hello, record, place)).await;
+    }
     let routes = record.permit().listener().routes.load();
     let Some(target) = routes.lookup(record.server_name.as_ref(), &record.alpn).map(|found| Arc::clone(found.target))
     else {
@@ -133,9 +136,18 @@ async fn terminate(
         Err(outcome) => return outcome,
     };
     tracing::debug!(client = %record.client, ?facts, "TLS is terminated");
-    let site = record.site(facts.version, header.into());
+    let site = record.site(Some(facts.version), header.into());
     let (outcome, from_client, from_backends) = server::serve(site, stream, facts.alpn).await;
     record.transferred = Transferred { client: from_client, backend: from_backends };
+    drop(charge);
+    outcome
+}
+
+/// A listener that sends its clients to `https`.
+async fn redirect(client: Socket, begun: &[u8], record: &mut Record, place: Anonymous) -> Outcome {
+    let Some(charge) = place.known() else { return Outcome::OverMemory };
+    let (outcome, from_client, _) = server::redirect(record.site(None, Box::default()), client, begun).await;
+    record.transferred.client = from_client;
     drop(charge);
     outcome
 }

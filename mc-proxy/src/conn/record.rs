@@ -1,6 +1,11 @@
 //! The record of a connection: filled in stage by stage, written once.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use tokio::time::Instant;
 
@@ -9,7 +14,7 @@ use crate::{
     control::{DropEvent, Plane},
     desired::Protocol,
     firewall::{Group, OffenceKind},
-    http::site::Site,
+    http::{access::redacted, site::Site},
     net::{
         addr::{BackendAddr, ClientAddr, PeerAddr},
         dial::DialError,
@@ -96,9 +101,13 @@ impl Record {
     }
 
     /// What the connection's requests are told of it.
-    pub(super) fn site(&self, tls: &'static str, header: Box<[u8]>) -> Site {
+    pub(super) fn site(&self, tls: Option<&'static str>, header: Box<[u8]>) -> Site {
         let is_blameless = self.is_allowed || self.is_blameless;
         let is_trusted = self.edge().http_trusted.trusts(self.client.ip());
+        // Nobody else asks.
+        let geoip = self.edge().access.as_ref().and_then(|_| self.edge().geoip.load_full());
+        let country = geoip.and_then(|geoip| geoip.country(self.client.ip()));
+        let country = country.map(|code| code.to_string().into());
         Site::new(
             Arc::clone(&self.local),
             Arc::clone(self.permit.listening()),
@@ -107,8 +116,8 @@ impl Record {
             is_blameless,
             self.server_name.clone(),
             self.alpn.clone(),
-            None,
-            Some(tls),
+            country,
+            tls,
             header,
         )
     }
@@ -123,11 +132,22 @@ impl Record {
         self.unique_id.get_or_insert_with(|| told.unwrap_or_else(announce::unique_id)).clone()
     }
 
+    /// Who the client is, as far as records may tell.
+    pub(super) fn shown_client(&self) -> Shown {
+        Shown::new(self.client, self.edge().redact_clients)
+    }
+
+    /// A proxy is no client; where everybody may be one, a client may say that it is.
+    pub(super) fn shown_peer(&self) -> Shown {
+        let is_anybody = self.permit.listener().proxy.as_ref().is_some_and(|proxy| proxy.trust_any);
+        Shown::new(ClientAddr::from_peer(self.peer), self.edge().redact_clients && is_anybody)
+    }
+
     /// Tells the operator that a backend is down, without a line for each of the clients who want it.
     pub(super) fn warn_dial(&self, backend: &BackendAddr, error: &DialError) {
         if let Some(suppressed) = DIAL_WARNINGS.admit(Instant::now()) {
             tracing::warn!(
-                client = %self.client,
+                client = %self.shown_client(),
                 listener = %self.permit.listener().addr,
                 sni = self.server_name.as_ref().map(tracing::field::display),
                 %backend,
@@ -182,14 +202,14 @@ impl Record {
     fn write(&mut self, outcome: Outcome) {
         self.is_finished = true;
         let Transferred { client, backend } = self.transferred;
-        let peer = (self.client != ClientAddr::from_peer(self.peer)).then_some(self.peer);
+        let peer = (self.client != ClientAddr::from_peer(self.peer)).then(|| self.shown_peer());
         let told = self.told.as_deref();
         let id = self.unique_id.as_deref().or_else(|| told.and_then(|told| told.unique_id.as_deref()));
         self.edge().counters.count(outcome, client, backend);
         macro_rules! log {
             ($level:ident, $message:literal) => {
                 tracing::$level!(
-                    client = %self.client,
+                    client = %self.shown_client(),
                     peer = peer.map(tracing::field::display),
                     id = id.map(|id| tracing::field::display(id.escape_ascii())),
                     authority = told.and_then(|told| told.authority.as_ref()).map(|name| tracing::field::display(name.escape_debug())),
@@ -213,6 +233,28 @@ impl Record {
             log!(info, "connection closed");
         } else {
             log!(debug, "connection refused");
+        }
+    }
+}
+
+/// An address, or the network that it is in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shown {
+    Address(ClientAddr),
+    Network(IpAddr),
+}
+
+impl Shown {
+    fn new(addr: ClientAddr, is_redacted: bool) -> Self {
+        if is_redacted { Self::Network(redacted(addr.ip())) } else { Self::Address(addr) }
+    }
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => addr.fmt(f),
+            Self::Network(net) => net.fmt(f),
         }
     }
 }

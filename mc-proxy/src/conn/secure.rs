@@ -13,6 +13,9 @@ use crate::{
 /// Bytes that a connection is charged for its TLS beyond [`memory::CONNECTION`]: keys, transcript and a record each way.
 const TLS: usize = 24 * 1024;
 
+/// Bytes beyond that while the handshake lasts: records that have come, and the certificate that waits to be taken.
+const HANDSHAKE: usize = 32 * 1024;
+
 /// A client whose TLS is terminated here, and what its connection is charged.
 #[derive(Debug)]
 pub(super) struct Secured {
@@ -30,7 +33,7 @@ pub(super) async fn secure(
     record: &Record,
     place: Anonymous,
 ) -> Result<Secured, Outcome> {
-    if !place.hold(hello.capacity() + TLS) {
+    if !place.hold(2 * hello.capacity() + TLS + HANDSHAKE) {
         return Err(Outcome::OverMemory);
     }
     let config = destination.certificate.as_ref().and_then(|certificate| certificate.config());

@@ -107,6 +107,17 @@ pub struct Status {
     pub names: crate::net::resolve::Figures,
     /// What TLS is terminated with.
     pub certificates: certs::Figures,
+    /// What was lost of access records; none = there are none.
+    pub access: Option<AccessStatus>,
+}
+
+/// Access records that were lost since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AccessStatus {
+    /// For want of room.
+    pub dropped: u64,
+    /// Writes that failed, as on a full disk.
+    pub failed: u64,
 }
 
 /// Memory of connections, in bytes.
@@ -143,9 +154,9 @@ pub struct ListenerStatus {
 #[derive(Debug)]
 pub(crate) enum Command {
     Routes(String, Reply<ListenerRoutes>),
-    AddRoute(String, Route, Reply<()>),
+    AddRoute(String, Box<Route>, Reply<()>),
     RemoveRoute(String, RouteKey, Reply<()>),
-    Policies(String, RouteKey, Reply<Vec<L7Policy>>),
+    Policies(String, RouteKey, Reply<Vec<(L7Policy, u64)>>),
     AddPolicy(String, RouteKey, L7Policy, Reply<()>),
     RemovePolicy(String, RouteKey, L7Policy, Reply<()>),
     SetMaxConnections(String, u64, Reply<()>),
@@ -217,7 +228,7 @@ impl Control {
     /// # Errors
     /// See [`ControlError`].
     pub async fn add_route(&self, listener: String, route: Route) -> Result<(), ControlError> {
-        self.call(|reply| Command::AddRoute(listener, route, reply)).await
+        self.call(|reply| Command::AddRoute(listener, Box::new(route), reply)).await
     }
 
     /// Removes a route.
@@ -228,11 +239,12 @@ impl Control {
         self.call(|reply| Command::RemoveRoute(listener, route, reply)).await
     }
 
-    /// Policies of a route, in the order of evaluation.
+    /// Policies of a route, in the order of evaluation, each with the requests that it has refused, or as a shadow would
+    /// have, since the daemon has started or the route was added.
     ///
     /// # Errors
     /// See [`ControlError`].
-    pub async fn policies(&self, listener: String, route: RouteKey) -> Result<Vec<L7Policy>, ControlError> {
+    pub async fn policies(&self, listener: String, route: RouteKey) -> Result<Vec<(L7Policy, u64)>, ControlError> {
         self.call(|reply| Command::Policies(listener, route, reply)).await
     }
 

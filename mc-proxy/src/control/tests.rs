@@ -11,10 +11,13 @@ mod support;
 
 use support::{Bench, Setup, listener, route};
 
+use ::http::HeaderMap;
+
 use super::*;
 use crate::{
     conn::Listening,
     desired::{L7PolicyKind, Listener, Protocol},
+    http::policy::Verdict,
     route::Pattern,
     tls::AlpnOffer,
 };
@@ -39,10 +42,10 @@ async fn routes_are_published_as_a_whole_and_stored() {
     let policy = L7Policy { kind: L7PolicyKind::RequireHeader, value: "X-Key".into(), shadow: false };
     let key: RouteKey = "a.example".parse::<Pattern>().unwrap().into();
     bench.control.add_policy(listener(), key.clone(), policy.clone()).await.unwrap();
-    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), std::slice::from_ref(&policy));
+    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), [(policy.clone(), 0)]);
     let shadow = L7Policy { shadow: true, ..policy };
     bench.control.add_policy(listener(), key.clone(), shadow.clone()).await.unwrap();
-    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), [shadow]);
+    assert_eq!(bench.control.policies(listener(), key.clone()).await.unwrap(), [(shadow, 0)]);
     bench.control.remove_route(listener(), key.clone()).await.unwrap();
     assert_eq!(backend(&bench.listening).as_deref(), Some("10.0.0.2:443"));
     assert!(matches!(bench.control.remove_route(listener(), key).await, Err(ControlError::NotFound(_))));
@@ -90,4 +93,36 @@ async fn a_listener_that_redirects_has_no_routes() {
     assert!(matches!(error, ControlError::Invalid(_)));
     assert!(error.to_string().starts_with("listener_addr: :80 redirects every request"), "{error}");
     assert!(bench.restarted().await.control.routes(":80".into()).await.unwrap().routes.is_empty());
+}
+
+#[tokio::test]
+async fn a_policy_is_in_the_running_table_at_once_and_goes_on_counting() {
+    let bench = Bench::new();
+    let listener = || listener().addr.to_string();
+    let name = "a.example".parse().unwrap();
+    let judge = || {
+        let table = bench.listening.routes.load();
+        table.lookup(Some(&name), &AlpnOffer::default()).unwrap().target.policies.judge(&HeaderMap::new())
+    };
+    bench.control.add_route(listener(), route("a.example", "10.0.0.1:443")).await.unwrap();
+    assert_eq!(judge(), Verdict::Pass);
+    let [first, second] = ["x-a", "x-b"].map(|value| L7Policy {
+        kind: L7PolicyKind::RequireHeader,
+        value: value.to_owned(),
+        shadow: false,
+    });
+    let key = || RouteKey::from("a.example".parse::<Pattern>().unwrap());
+    bench.control.add_policy(listener(), key(), first.clone()).await.unwrap();
+    assert_eq!([judge(), judge()], [Verdict::Refuse(0); 2]);
+    bench.control.add_policy(listener(), key(), second.clone()).await.unwrap();
+    let shadow = L7Policy { shadow: true, ..first };
+    bench.control.add_policy(listener(), key(), shadow.clone()).await.unwrap();
+    assert_eq!(judge(), Verdict::Refuse(1));
+    // A change of another route leaves everything as it is.
+    bench.control.add_route(listener(), route("b.example", "10.0.0.1:443")).await.unwrap();
+    let listed = bench.control.policies(listener(), key()).await.unwrap();
+    assert_eq!(listed, [(shadow.clone(), 3), (second.clone(), 1)]);
+    bench.control.remove_policy(listener(), key(), second).await.unwrap();
+    assert_eq!(judge(), Verdict::Pass);
+    assert_eq!(bench.control.policies(listener(), key()).await.unwrap(), [(shadow, 4)]);
 }

@@ -165,10 +165,10 @@ impl Thread {
         }
         match command {
             Command::Routes(listener, reply) => answer(reply, self.routes(&listener)),
-            Command::AddRoute(listener, route, reply) => answer(reply, self.add_route(&listener, route)),
+            Command::AddRoute(listener, route, reply) => answer(reply, self.add_route(&listener, *route)),
             Command::RemoveRoute(listener, key, reply) => answer(reply, self.remove_route(&listener, &key)),
             Command::Policies(listener, key, reply) => {
-                answer(reply, self.route(&listener, &key).map(|route| route.target.l7_policies.clone()));
+                answer(reply, self.policies(&listener, &key));
             }
             Command::AddPolicy(listener, key, policy, reply) => {
                 answer(reply, self.add_policy(&listener, &key, policy));
@@ -252,6 +252,15 @@ impl Thread {
         Ok(())
     }
 
+    /// As the running table has them.
+    fn policies(&self, listener: &str, key: &RouteKey) -> Result<Vec<(L7Policy, u64)>, ControlError> {
+        self.route(listener, key)?;
+        let running = self.owned.listening.get(self.index(listener)?).map(|listening| listening.routes.load());
+        let destination = running.as_ref().and_then(|table| table.destination(&key.hostname, &key.alpn));
+        let policies = destination.into_iter().flat_map(|destination| destination.policies.hits());
+        Ok(policies.map(|(policy, hits)| (policy.clone(), hits)).collect())
+    }
+
     fn add_policy(&mut self, listener: &str, key: &RouteKey, policy: L7Policy) -> Result<(), ControlError> {
         self.route(listener, key)?;
         let index = self.index(listener)?;
@@ -280,7 +289,9 @@ impl Thread {
         let Owned { listeners, listening, certificates, .. } = &mut self.owned;
         if let (Some(listener), Some(listening)) = (listeners.get_mut(index), listening.get(index)) {
             change(&mut listener.routes);
-            let table = RouteTable::with_certificates(&listener.routes, listener.default.clone(), certificates);
+            let before = listening.routes.load();
+            let default = listener.default.as_ref();
+            let table = RouteTable::with_certificates(&listener.routes, default, certificates, Some(&before));
             listening.routes.store(Arc::new(table));
         }
         self.retain_certificates();
@@ -342,6 +353,10 @@ impl Thread {
             accept_failures: edge.counters.accept_failures(),
             names: edge.resolver.figures(),
             certificates: self.owned.certificates.figures(),
+            access: edge
+                .access
+                .as_ref()
+                .map(|access| super::AccessStatus { dropped: access.log.dropped(), failed: access.log.failed() }),
         }
     }
 

@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -34,7 +35,7 @@ const UNSTORED_MAX: usize = 131_072;
 #[derive(Debug)]
 pub struct Countries {
     path: PathBuf,
-    geoip: GeoIp,
+    geoip: Arc<GeoIp>,
     watch: FileWatch,
 }
 
@@ -44,13 +45,13 @@ impl Countries {
     /// # Errors
     /// See [`GeoIpError`].
     pub fn open(path: PathBuf) -> Result<Self, GeoIpError> {
-        let geoip = GeoIp::open(&path)?;
+        let geoip = Arc::new(GeoIp::open(&path)?);
         let watch = FileWatch::new(path.clone(), geoip.stamp(), Instant::now());
         Ok(Self { path, geoip, watch })
     }
 
     /// What is in memory.
-    pub fn geoip(&self) -> &GeoIp {
+    pub fn geoip(&self) -> &Arc<GeoIp> {
         &self.geoip
     }
 
@@ -227,6 +228,8 @@ impl Thread {
     pub(super) fn reload_geoip(&mut self) -> Result<bool, ControlError> {
         let Some(countries) = &self.owned.geoip else { return Ok(false) };
         let geoip = GeoIp::open(&countries.path).map_err(|error| ControlError::Failed(describe(&error)))?;
+        let geoip = Arc::new(geoip);
+        self.owned.edge.geoip.store(Some(Arc::clone(&geoip)));
         let Some(countries) = &mut self.owned.geoip else { return Ok(false) };
         countries.watch.loaded(geoip.stamp());
         countries.geoip = geoip;

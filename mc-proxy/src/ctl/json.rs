@@ -54,6 +54,7 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
             "failures": names.failures,
         })),
         "firewall": status.firewall.as_ref().map(firewall),
+        "access": status.access.map(|lost| json!({"dropped": lost.dropped, "failed": lost.failed})),
         "certificates": status.certificates.as_ref().map(|certificates| json!({
             "count": certificates.count,
             "failing": certificates.failing,
@@ -150,6 +151,11 @@ pub(super) fn reloaded(reloaded: &v1::ReloadCertificatesResponse) -> Value {
 
 pub(super) fn policy(policy: &v1::L7Policy) -> Value {
     json!({"type": policy.r#type, "value": policy.value, "shadow": policy.shadow})
+}
+
+/// With what the policy has refused.
+pub(super) fn counted_policy(policy: &v1::L7Policy) -> Value {
+    json!({"type": policy.r#type, "value": policy.value, "shadow": policy.shadow, "hits": policy.hits})
 }
 
 pub(super) fn rule(rule: &v1::FirewallRule) -> Value {

@@ -15,7 +15,7 @@ use super::{
 pub(super) enum Command {
     /// Policies of a route, in the order of evaluation.
     List(Place),
-    /// Appends a policy to a route; it acts once the route terminates TLS (mode l7).
+    /// Appends a policy to a route; it acts where the route terminates TLS (mode l7).
     Add {
         #[command(flatten)]
         policy: Policy,
@@ -62,7 +62,6 @@ pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<
                 alpn: place.alpn.clone(),
             };
             answer(client.admin.add_l7_policy(request)).await?;
-            out.say("stored; policies act on l7 routes only, which this version does not have");
             changed("added", &place, &policy, out)
         }
         Command::Remove(policy) => {
@@ -84,16 +83,17 @@ async fn list(place: Place, client: &mut Client, out: &mut Output<'_>) -> Result
         v1::ListL7PoliciesRequest { listener_addr: place.listener, hostname: place.hostname, alpn: place.alpn };
     let policies = answer(client.admin.list_l7_policies(request)).await?.policies;
     out.answer(
-        || json!({"policies": policies.iter().map(json::policy).collect::<Value>()}),
+        || json!({"policies": policies.iter().map(json::counted_policy).collect::<Value>()}),
         || {
             let mode = |p: &v1::L7Policy| if p.shadow { "shadow" } else { "refuse" }.to_owned();
-            table(["TYPE", "VALUE", "MODE"], policies.iter().map(|p| [p.r#type.clone(), p.value.clone(), mode(p)]))
+            let row = |p: &v1::L7Policy| [p.r#type.clone(), p.value.clone(), mode(p), p.hits.to_string()];
+            table(["TYPE", "VALUE", "MODE", "HITS"], policies.iter().map(row))
         },
     )
 }
 
 fn split(policy: Policy) -> (Place, v1::L7Policy) {
-    (policy.place, v1::L7Policy { r#type: policy.r#type, value: policy.value, shadow: false })
+    (policy.place, v1::L7Policy { r#type: policy.r#type, value: policy.value, shadow: false, hits: 0 })
 }
 
 fn changed(what: &str, place: &Place, policy: &v1::L7Policy, out: &mut Output<'_>) -> Result<(), CtlError> {

@@ -19,7 +19,7 @@ pub(super) enum Command {
         listener: Option<String>,
     },
     /// Adds a route, or replaces the one with the same hostname and ALPN names.
-    Add(Route),
+    Add(Box<Route>),
     /// Removes routes.
     Remove {
         /// As in the configuration, such as `:443`.
@@ -86,7 +86,7 @@ pub(super) struct Route {
 pub(super) async fn run(command: Command, client: &mut Client, out: &mut Output<'_>) -> Result<(), CtlError> {
     match command {
         Command::List { listener } => list(listener, client, out).await,
-        Command::Add(route) => add(route, client, out).await,
+        Command::Add(route) => add(*route, client, out).await,
         Command::Remove { listener, hostnames, alpn } => {
             for (done, hostname) in hostnames.iter().enumerate() {
                 let request = v1::RemoveRouteRequest {

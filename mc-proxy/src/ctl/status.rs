@@ -48,6 +48,9 @@ fn text(status: &v1::GetStatusResponse) -> String {
     if let Some(certificates) = status.certificates.as_ref().filter(|certificates| certificates.count > 0) {
         write_certificates(&mut out, certificates);
     }
+    if let Some(v1::AccessStatus { dropped, failed }) = status.access.filter(|lost| lost.dropped + lost.failed > 0) {
+        let _ = writeln!(out, "access: dropped={dropped} failed={failed}");
+    }
     let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
     if !ended.is_empty() {
         let _ = write!(out, "ended:");
@@ -270,6 +273,14 @@ mod tests {
             "firewall: rules=3 groups=0 bans=1\nchange 7 is taken back at 1970-01-01T00:01:00Z unless confirmed: \
              mcproxyctl firewall confirm 7\n"
         );
+    }
+
+    #[test]
+    fn records_that_were_lost_have_a_line() {
+        let lost =
+            |dropped| v1::GetStatusResponse { access: Some(v1::AccessStatus { dropped, failed: 0 }), ..runbook() };
+        assert_eq!(text(&lost(0)), text(&runbook()));
+        assert_eq!(text(&lost(3)), text(&runbook()) + "access: dropped=3 failed=0\n");
     }
 
     #[test]

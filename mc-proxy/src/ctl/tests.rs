@@ -70,9 +70,16 @@ async fn routes() {
     ok(&served, &["routes", "remove", ":443", "app.example.com"]).await;
     let (text, exit) = refused(&served, &["routes", "list", ":444"]).await;
     assert_eq!((text.as_str(), exit), ("there is no listener \":444\"", Exit::Failure));
-    let (text, exit) = refused(&served, &["routes", "add", ":443", "a.b", "a:1", "--mode", "l7"]).await;
+    let add = ["routes", "add", ":443", "a.b", "a:1", "--mode", "l7", "--tls-cert", "/c", "--tls-key", "/k"];
+    let options =
+        ["--backend-tls", "--backend-ca", "/ca", "--backend-server-name", "b.c", "--backend-protocol", "http1"];
+    ok(&served, &[&add[..], &options].concat()).await;
+    let (table, _) = ok(&served, &["routes", "list"]).await;
+    let options = "backend-protocol=http1,backend-tls,backend-ca=/ca,backend-server-name=b.c";
+    assert!(table.contains(&format!("l7    {options}")), "{table}");
+    let (text, exit) = refused(&served, &["routes", "add", ":443", "a.b", "a:1", "--mode", "l5"]).await;
     assert_eq!(exit, Exit::Failure);
-    assert!(text.starts_with("route.mode: \"l7\" is not available"), "{text}");
+    assert!(text.starts_with("route.mode: \"l5\" is not one of"), "{text}");
 }
 
 #[tokio::test]
@@ -91,9 +98,13 @@ async fn policies() {
     ok(&served, &["routes", "add", ":443", "a.b", "a:1"]).await;
     ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot"]).await;
     let (table, _) = ok(&served, &["policies", "list", ":443", "a.b"]).await;
-    assert_eq!(table, "TYPE              VALUE            MODE\nblock_user_agent  bad\\u{1b}[2Jbot  refuse\n");
+    assert_eq!(
+        table,
+        "TYPE              VALUE            MODE    HITS\nblock_user_agent  bad\\u{1b}[2Jbot  refuse  7\n"
+    );
     let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
     assert_eq!(listed["policies"][0]["value"], "bad\u{1b}[2Jbot");
+    assert_eq!(listed["policies"][0]["hits"], 7);
     ok(&served, &["policies", "add", ":443", "a.b", "block_user_agent", "bad\u{1b}[2Jbot", "--shadow"]).await;
     let listed = json(&served, &["policies", "list", ":443", "a.b"]).await;
     assert_eq!((&listed["policies"][0]["shadow"], &listed["policies"][1]), (&true.into(), &serde_json::Value::Null));

@@ -37,6 +37,8 @@ pub enum OffenceKind {
     Rate,
     /// Was refused by an L7 policy.
     Policy,
+    /// Sent a request that is malformed or beyond a limit, or abused HTTP/2.
+    Http,
 }
 
 /// When a source is banned for what it does, and for how long.
@@ -250,7 +252,7 @@ impl Source {
 
 impl OffenceKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Handshake, Self::ServerName, Self::Timeout, Self::Rate, Self::Policy];
+    pub const ALL: [Self; 6] = [Self::Handshake, Self::ServerName, Self::Timeout, Self::Rate, Self::Policy, Self::Http];
 
     /// As in logs.
     pub const fn as_str(self) -> &'static str {
@@ -260,6 +262,7 @@ impl OffenceKind {
             Self::Timeout => "timeout",
             Self::Rate => "rate",
             Self::Policy => "policy",
+            Self::Http => "http",
         }
     }
 
@@ -270,12 +273,14 @@ impl OffenceKind {
         const TIMEOUT: Group = Group::literal("auto/timeout");
         const RATE: Group = Group::literal("auto/rate");
         const POLICY: Group = Group::literal("auto/policy");
+        const HTTP: Group = Group::literal("auto/http");
         match self {
             Self::Handshake => HANDSHAKE,
             Self::ServerName => SERVER_NAME,
             Self::Timeout => TIMEOUT,
             Self::Rate => RATE,
             Self::Policy => POLICY,
+            Self::Http => HTTP,
         }
     }
 }

@@ -20,17 +20,6 @@ use crate::net::addr::ClientAddr;
 /// Bytes of a text that are written; what is behind them is `…`.
 pub const TEXT_MAX: usize = 1_024;
 
-/// What writes the records of requests.
-#[derive(Debug)]
-pub struct Access {
-    /// Where to.
-    pub log: writer::AccessLog,
-    /// How.
-    pub style: Style,
-    /// Which.
-    pub sample: Sample,
-}
-
 /// How records are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Style {

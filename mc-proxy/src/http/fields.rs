@@ -40,9 +40,9 @@ pub use self::{forwarded::Forwarding, hop::upgrade_protocol};
 /// is left, to which [`Forwarding::write`] adds.
 pub fn strip_request(headers: &mut HeaderMap, is_trusted: bool) {
     let wants_trailers = hop::wants_trailers(headers);
-    hop::remove(headers);
+    hop::remove_named(headers);
     remove(headers, |name| match table::class(name) {
-        Class::Odd => true,
+        Class::HopByHop | Class::Odd => true,
         Class::Identity => !is_trusted,
         Class::EndToEnd => false,
     });
@@ -54,8 +54,8 @@ pub fn strip_request(headers: &mut HeaderMap, is_trusted: bool) {
 /// Makes the fields of a response what the client gets. `upgrade`, the protocol of a 101 that is forwarded, goes into
 /// HTTP/1.1 only.
 pub fn forward_response(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {
-    hop::remove(headers);
-    headers.remove(header::ALT_SVC);
+    hop::remove_named(headers);
+    remove(headers, |name| table::is_hop_by_hop(name) || name == "alt-svc");
     if let Some(protocol) = upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, protocol);

@@ -69,7 +69,7 @@ impl Default for HttpLimits {
             max_control_frames: 200,
             window: Duration::from_secs(10),
             pool_idle_timeout: Duration::from_secs(60),
-            pool_max_idle: 64,
+            pool_max_idle: 256,
             max_backend_connections: 0,
         }
     }

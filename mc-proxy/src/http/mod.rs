@@ -11,6 +11,7 @@ pub mod error;
 pub mod exchange;
 pub mod fields;
 pub mod h1;
+pub mod h2;
 pub mod limits;
 pub mod message;
 pub mod policy;

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::upstream::{Backends, pool::Idle};
+use super::{
+    fields::forwarded::Written,
+    upstream::{Backends, pool::Idle},
+};
 use crate::{
     conn::{Edge, Listening, Local},
     firewall::OffenceKind,
@@ -39,6 +42,8 @@ pub struct Site {
     pub header: Box<[u8]>,
     /// Connections to backends that are the client's own, with the backends that they belong to.
     own: Mutex<Option<(Arc<Backends>, Arc<Idle>)>>,
+    /// What backends are told of the client.
+    pub written: Mutex<Option<Written>>,
     /// Bytes of content from backends.
     from_backends: AtomicU64,
 }
@@ -70,6 +75,7 @@ impl Site {
             tls,
             header,
             own: Mutex::default(),
+            written: Mutex::default(),
             from_backends: 0.into(),
         }
     }

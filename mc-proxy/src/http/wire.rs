@@ -11,14 +11,22 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::io::poll_read_buf;
 
+use crate::net::memory::{self, Charge};
+
 /// Bytes that the first read of a message has room for: most heads.
 const READ_MIN: usize = 4 * 1024;
+
+/// Bytes that most heads are written into.
+const HEAD: usize = 1024;
 
 /// Bytes that a read has room for where reads have been filling what they had.
 const READ_MAX: usize = 64 * 1024;
 
 /// Up to so many bytes are copied behind what is waiting already; more are written from where they are.
 const COPY_MAX: usize = 2 * 1024;
+
+/// Bytes that the connection's fixed charge covers, and the steps in which more are charged.
+const CHARGED: usize = 8 * 1024;
 
 /// Slices in one write.
 const SLICES: usize = 16;
@@ -40,14 +48,15 @@ pub struct Wire<S> {
     waiting: usize,
     read: u64,
     written: u64,
+    charge: Charge,
 }
 
 impl<S> Wire<S> {
-    /// Nothing has been read or written yet.
-    pub fn new(io: S) -> Self {
+    /// Of `io`, `begun` has been read.
+    pub fn new(io: S, begun: &[u8]) -> Self {
         Self {
             io,
-            input: BytesMut::new(),
+            input: BytesMut::from(begun),
             read_size: READ_MIN,
             has_ended: false,
             has_shut: false,
@@ -56,6 +65,7 @@ impl<S> Wire<S> {
             waiting: 0,
             read: 0,
             written: 0,
+            charge: Charge::default(),
         }
     }
 
@@ -88,10 +98,14 @@ impl<S> Wire<S> {
         if self.waiting == 0 {
             self.tail = BytesMut::new();
         }
+        self.account();
     }
 
     /// Writes heads and other small things behind what is waiting.
     pub fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        if self.tail.capacity() < HEAD {
+            self.tail.reserve(HEAD);
+        }
         let before = self.tail.len();
         write(&mut self.tail);
         self.waiting += self.tail.len() - before;
@@ -108,6 +122,12 @@ impl<S> Wire<S> {
             self.full.push_back(self.tail.split().freeze());
         }
         self.full.push_back(bytes);
+    }
+
+    /// Charges what the buffers hold. It has been taken already; [`Self::poll_fill`] asks before it takes much.
+    fn account(&self) {
+        let held = self.input.capacity() + self.waiting;
+        self.charge.force((held / CHARGED * CHARGED) as u64);
     }
 
     fn advance(&mut self, mut count: usize) {
@@ -141,6 +161,10 @@ impl<S: AsyncRead + Unpin> Wire<S> {
         }
         // What is left of the memory behind the last head may do.
         if self.input.capacity() - self.input.len() < self.read_size / 4 {
+            // When memory is short, connections go on, and take no more.
+            if self.read_size > READ_MIN && !memory::has_room(self.read_size) {
+                self.read_size = READ_MIN;
+            }
             self.input.reserve(self.read_size);
         }
         let room = self.input.capacity() - self.input.len();
@@ -151,6 +175,7 @@ impl<S: AsyncRead + Unpin> Wire<S> {
             self.read_size = (self.read_size * 4).min(READ_MAX);
         }
         self.read += read as u64;
+        self.account();
         Poll::Ready(Ok(read))
     }
 }
@@ -179,6 +204,7 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.advance(written);
+            self.account();
         }
         Pin::new(&mut self.io).poll_flush(cx)
     }

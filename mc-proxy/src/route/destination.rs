@@ -13,26 +13,44 @@ use crate::{
 #[derive(Debug)]
 pub struct Destination {
     target: Target,
+    /// The hostname of its route, or `(default)`.
+    pub name: Arc<str>,
     /// What TLS is terminated with; none on a route that does not.
     pub certificate: Option<Arc<Certificate>>,
-    /// What its requests are asked; none on a route that passes TLS through.
+    /// What HTTP requests are refused for.
     pub policies: Policies,
-    /// Where its requests go; none on a route that passes TLS through.
+    /// Where HTTP requests go; none on a route that passes TLS through.
     pub upstream: Option<Arc<Backends>>,
-    /// The route's hostname, or `(default)`.
-    pub name: Arc<str>,
 }
 
 impl Destination {
-    /// With its certificate, when `certificates` has it.
-    pub fn new(name: &str, target: Target, certificates: Option<&Certificates>) -> Self {
-        let files = target.cert_files();
-        let certificate = files.and_then(|files| certificates?.get(&files));
-        let (policies, upstream) = match target.mode {
-            Mode::L4 => (Policies::default(), None),
-            Mode::L7 => (Policies::compile(&target.l7_policies, None), Some(Backends::new(&target))),
+    /// With its certificate, when `certificates` has it. `previous` is what its route had before: it goes on where nothing
+    /// has changed, and the counters of its policies do in any case.
+    pub fn new(
+        name: Arc<str>,
+        target: &Target,
+        certificates: Option<&Certificates>,
+        previous: Option<&Arc<Self>>,
+    ) -> Arc<Self> {
+        let certificate = target.cert_files().and_then(|files| certificates?.get(&files));
+        let is_same = |previous: &&Arc<Self>| {
+            let certificates = [&previous.certificate, &certificate].map(|one| one.as_ref().map(Arc::as_ptr));
+            previous.target == *target && certificates[0] == certificates[1]
         };
-        Self { target, certificate, policies, upstream, name: name.into() }
+        if let Some(same) = previous.filter(is_same) {
+            return Arc::clone(same);
+        }
+        let policies = Policies::compile(&target.l7_policies, previous.map(|previous| &previous.policies));
+        let upstream = match target.mode {
+            Mode::L4 => None,
+            Mode::L7 => {
+                let before = previous.and_then(|previous| previous.upstream.as_ref());
+                // Connections do not end because a policy has come.
+                let same = before.filter(|upstream| upstream.is_of(target)).map(Arc::clone);
+                Some(same.unwrap_or_else(|| Backends::new(target)))
+            }
+        };
+        Arc::new(Self { target: target.clone(), name, certificate, policies, upstream })
     }
 }
 
@@ -44,7 +62,7 @@ impl Deref for Destination {
     }
 }
 
-/// Of their targets: a certificate follows from its target.
+/// Of their targets: the rest follows from its target.
 impl PartialEq for Destination {
     fn eq(&self, other: &Self) -> bool {
         self.target == other.target

@@ -8,6 +8,9 @@ use crate::{
     tls::{AlpnOffer, ServerName, certs::Certificates},
 };
 
+/// What the default route is called; no hostname can be.
+const DEFAULT: &str = "(default)";
+
 /// Finds the target for a server name and an ALPN offer: the exact hostname first, then the longest wildcard, then the
 /// shorter ones, then the default. Of the routes of one hostname, those that list ALPN names come first, in their order,
 /// and the one that lists none is for everybody else; where neither is, the search goes on.
@@ -56,17 +59,28 @@ impl RouteTable {
     /// Builds the table of routes that need no certificates. Of two routes with one hostname and the same ALPN names the
     /// later counts.
     pub fn new(routes: &[Route], default: Option<Target>) -> Self {
-        Self::build(routes, default, None)
+        Self::build(routes, default.as_ref(), None, None)
     }
 
-    /// The same with certificates for the routes that terminate TLS.
-    pub fn with_certificates(routes: &[Route], default: Option<Target>, certificates: &Certificates) -> Self {
-        Self::build(routes, default, Some(certificates))
+    /// The same with certificates for the routes that terminate TLS. Destinations of `previous`, the table in whose place it
+    /// comes, go on where their routes are the same, and so do the counters of policies where only these are.
+    pub fn with_certificates(
+        routes: &[Route],
+        default: Option<&Target>,
+        certificates: &Certificates,
+        previous: Option<&Self>,
+    ) -> Self {
+        Self::build(routes, default, Some(certificates), previous)
     }
 
-    fn build(routes: &[Route], default: Option<Target>, certificates: Option<&Certificates>) -> Self {
-        let destination = |name: &str, target| Arc::new(Destination::new(name, target, certificates));
-        let default = default.map(|target| destination(&MatchedRule::Default.to_string(), target));
+    fn build(
+        routes: &[Route],
+        default: Option<&Target>,
+        certificates: Option<&Certificates>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let before = previous.and_then(|table| table.default.as_ref());
+        let default = default.map(|target| Destination::new(DEFAULT.into(), target, certificates, before));
         let mut table = Self { default, ..Self::default() };
         for route in routes {
             let (names, hostname) = match &route.hostname {
@@ -76,11 +90,22 @@ impl RouteTable {
                     (&mut table.wildcard, suffix)
                 }
             };
+            let before = previous.and_then(|table| table.destination(&route.hostname, &route.alpn));
+            let name = route.hostname.to_string().into();
+            let destination = Destination::new(name, &route.target, certificates, before);
             let choices = names.entry(hostname.clone()).or_default();
-            table.len +=
-                usize::from(choices.add(&route.alpn, destination(&route.hostname.to_string(), route.target.clone())));
+            table.len += usize::from(choices.add(&route.alpn, destination));
         }
         table
+    }
+
+    /// The destination of the very route that has this hostname and these ALPN names, as they are in the desired state.
+    pub fn destination(&self, hostname: &Pattern, alpn: &[String]) -> Option<&Arc<Destination>> {
+        let choices = match hostname {
+            Pattern::Exact(name) => self.exact.get(name),
+            Pattern::Wildcard(suffix) => self.wildcard.get(suffix),
+        };
+        choices?.exactly(alpn)
     }
 
     /// The route for a server name and what the client offers by ALPN; without a name, or when no route is for it, the
@@ -151,6 +176,13 @@ impl Choices {
         }
     }
 
+    fn exactly(&self, alpn: &[String]) -> Option<&Arc<Destination>> {
+        if alpn.is_empty() {
+            return self.any.as_ref();
+        }
+        self.by_alpn.iter().find(|(known, _)| known.as_ref() == alpn).map(|(_, target)| target)
+    }
+
     fn of<'a>(&'a self, rule: MatchedRule<'a>, offer: &AlpnOffer) -> Option<RouteMatch<'a>> {
         match self.by_alpn.iter().find(|(names, _)| offer.has_any(names)) {
             Some((alpn, target)) => Some(RouteMatch { rule, alpn, target }),
@@ -164,7 +196,7 @@ impl fmt::Display for MatchedRule<'_> {
         match self {
             Self::Exact(name) => name.fmt(f),
             Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
-            Self::Default => f.write_str("(default)"),
+            Self::Default => f.write_str(DEFAULT),
         }
     }
 }
@@ -178,6 +210,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::desired::{L7Policy, L7PolicyKind};
 
     fn target(port: u16) -> Target {
         Target::passthrough(format!("127.0.0.1:{port}").parse().unwrap())
@@ -324,6 +357,38 @@ mod tests {
             assert_eq!(table.knows(&name), is_known, "{name}");
             assert_eq!(table.lookup(Some(&name), &AlpnOffer::of(["h3"])), None, "{name}");
         }
+    }
+
+    #[test]
+    fn what_has_not_changed_goes_on() {
+        let policy =
+            |value: &str| L7Policy { kind: L7PolicyKind::RequireHeader, value: value.to_owned(), shadow: false };
+        let mut routes =
+            [with_alpn("a.example", &[], 1), with_alpn("a.example", &["h2"], 2), with_alpn("*.example", &[], 3)];
+        for route in &mut routes {
+            route.target.l7_policies = vec![policy("x")];
+        }
+        let certificates = Certificates::new(std::time::Instant::now());
+        let first = RouteTable::with_certificates(&routes, Some(&target(4)), &certificates, None);
+        let of =
+            |table: &RouteTable, route: &Route| Arc::clone(table.destination(&route.hostname, &route.alpn).unwrap());
+        for route in &routes {
+            let found = of(&first, route);
+            assert_eq!((&**found, &*found.name), (&route.target, route.hostname.to_string().as_str()));
+            found.policies.judge(&::http::HeaderMap::new());
+        }
+        let mut changed = routes.clone();
+        changed[1].target.l7_policies.push(policy("y"));
+        changed[2].target.backends = target(9).backends;
+        let next = RouteTable::with_certificates(&changed, Some(&target(4)), &certificates, Some(&first));
+        let is_same = |route: &Route| Arc::ptr_eq(&of(&first, route), &of(&next, route));
+        assert_eq!([0, 1, 2].map(|index| is_same(&changed[index])), [true, false, false]);
+        assert!(Arc::ptr_eq(first.default.as_ref().unwrap(), next.default.as_ref().unwrap()));
+        assert_eq!(&*next.default.unwrap().name, "(default)");
+        let hits = |table, route| of(table, route).policies.hits().map(|(_, hits)| hits).collect::<Vec<_>>();
+        let next = RouteTable::with_certificates(&changed, None, &certificates, Some(&first));
+        assert_eq!([0, 1, 2].map(|index| hits(&next, &changed[index])), [vec![1], vec![1, 0], vec![1]]);
+        assert_eq!(next.destination(&"b.example".parse().unwrap(), &[]), None);
     }
 
     /// What `lookup` has to agree with, read off the rule: filter, then the best; the routes differ in their keys.

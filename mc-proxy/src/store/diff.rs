@@ -115,7 +115,7 @@ fn target(lines: &mut Vec<Difference>, place: &str, seed: &Target, db: &Target) 
     field(lines, place, "backend_tls", seed.backend_tls, db.backend_tls);
     field(lines, place, "backend_ca", path(&seed.backend_ca), path(&db.backend_ca));
     let server_name =
-        |target: &Target| target.backend_server_name.as_ref().map_or("none".to_owned(), ToString::to_string);
+        |target: &Target| target.backend_server_name.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string);
     field(lines, place, "backend_server_name", server_name(seed), server_name(db));
     field(lines, place, "backend_insecure", seed.backend_insecure, db.backend_insecure);
     field(lines, place, "backend_protocol", seed.backend_protocol.as_str(), db.backend_protocol.as_str());

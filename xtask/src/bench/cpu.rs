@@ -9,6 +9,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 
+use super::record::{Machine, Metrics};
+
 const KTHREADD: i32 = 2;
 /// The unit of /proc/stat, fixed by the kernel's ABI.
 const USER_HZ: f64 = 100.0;
@@ -43,6 +45,29 @@ impl Usage {
     /// All that the traffic cost: proxy, client, backend and kernel threads.
     pub(super) fn total(&self) -> f64 {
         self.proxy + self.load + self.kernel_threads
+    }
+
+    /// Who used how much of a CPU, in percent, and how busy the CPU of the load was; that of the proxy too if it
+    /// `is_apart`.
+    pub(super) fn shares(&self, machine: &Machine, is_apart: bool) -> Metrics {
+        let percent = |secs: f64| 100.0 * secs / self.secs;
+        let mut metrics = Metrics::from([
+            ("proxy_cpu_pct", percent(self.proxy)),
+            ("load_cpu_pct", percent(self.load)),
+            ("kernel_cpu_pct", percent(self.kernel_threads)),
+            ("busy_pct", percent(self.busy)),
+            ("foreign_pct", percent(self.foreign)),
+            ("steal_pct", percent(self.steal)),
+        ]);
+        let of_core = |cpu: usize| self.busy_of.get(&cpu).map(|&secs| percent(secs));
+        if let Some(busy) = of_core(machine.load_cpu) {
+            metrics.insert("load_core_pct", busy);
+        }
+        let is_apart = is_apart && machine.load_cpu != machine.proxy_cpu;
+        if let Some(busy) = of_core(machine.proxy_cpu).filter(|_| is_apart) {
+            metrics.insert("proxy_core_pct", busy);
+        }
+        metrics
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub(crate) mod firewall;
 pub(crate) mod l4;
+pub(crate) mod l7;
 pub(crate) mod load;
 
 mod claim;
@@ -41,6 +42,8 @@ enum Suite {
     /// Measures passthrough beside HAProxy, nginx, sniproxy and Envoy: bytes, connections, round trips, memory. A run
     /// with the defaults takes 12 to 15 minutes.
     L4(l4::Args),
+    /// Measures TLS and HTTP beside nginx, HAProxy, Caddy, Envoy and sozu: requests, handshakes, calls.
+    L7(l7::Args),
     /// Measures the kernel's firewall beside nftables, ipset and xdp-filter.
     Firewall(firewall::Args),
 }
@@ -49,6 +52,7 @@ enum Suite {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.suite {
         Suite::L4(args) => l4::run(args),
+        Suite::L7(args) => l7::run(args),
         Suite::Firewall(args) => firewall::run(args),
     }
 }

@@ -142,3 +142,13 @@ pub(super) fn run(program: &str, args: &[&str]) -> anyhow::Result<String> {
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+/// The first line that a program prints about its version.
+pub(super) fn version(program: &Path, args: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().context("asking for the version")?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
+    // Some begin with the path they were run by.
+    Ok(line.replace(&*program.to_string_lossy(), "").trim().to_owned())
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::thread::CpuSet;
@@ -38,6 +38,39 @@ impl Machine {
             proxy_cpu,
             load_cpu,
         })
+    }
+}
+
+/// Everything a run leaves; `R` is one measurement of one peer.
+#[derive(Debug, Serialize)]
+pub(super) struct Document<R> {
+    pub(super) started: String,
+    pub(super) machine: Machine,
+    pub(super) rounds: u32,
+    pub(super) secs: f64,
+    pub(super) sysctl: BTreeMap<&'static str, &'static str>,
+    pub(super) versions: BTreeMap<&'static str, String>,
+    /// Each peer's configuration file as it was in force.
+    pub(super) configurations: BTreeMap<&'static str, String>,
+    /// Peers that are not here, and cases that failed, with the reason.
+    pub(super) notes: Vec<String>,
+    pub(super) records: Vec<R>,
+    #[serde(skip)]
+    pub(super) path: PathBuf,
+}
+
+impl<R: Serialize> Document<R> {
+    /// Prints a remark and keeps it, once.
+    pub(super) fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            println!("  note: {note}");
+            self.notes.push(note);
+        }
+    }
+
+    /// Writes the JSON file, whole or not at all.
+    pub(super) fn save(&self) -> anyhow::Result<()> {
+        write_whole(&self.path, &serde_json::to_vec_pretty(self)?)
     }
 }
 

@@ -7,9 +7,9 @@ use tonic::Status;
 
 use super::{invalid, parse};
 use crate::{
-    config::{self, Splice},
+    config::Splice,
     control::ListenerRoutes,
-    desired::{L7Policy, L7PolicyKind, Mode, ProxyVersion, Route, RouteKey, Target, UnknownWord},
+    desired::{L7Policy, Mode, ProxyVersion, Route, RouteKey, Target, UnknownWord},
     net::addr::BackendAddr,
     route::{Pattern, alpn},
     tls::ServerName,
@@ -50,14 +50,12 @@ fn hostname(field: &str, text: &str) -> Result<Pattern, Status> {
     text.parse().map_err(|error| invalid(field, format_args!("\"{text}\": {error}")))
 }
 
-/// A route of `AddRoute`. What a later version acts on and this one does not is refused, but for what has no effect on
-/// an L4 route: deploy agents send it, and it is kept.
+/// A route of `AddRoute`. What has no effect on an L4 route is kept: deploy agents send it.
 pub(in crate::admin) fn route(route: Option<v1::Route>) -> Result<Route, Status> {
     let route = route.ok_or_else(|| invalid("route", "is required"))?;
     let hostname = hostname("route.hostname", &route.hostname)?;
     let backends = backends(&route.backend, &route.backends)?;
     let mode: Mode = word_or_default("route.mode", &route.mode)?;
-    refuse_unavailable("listeners.routes.mode", "route.mode", mode.as_str())?;
     let send_proxy = send_proxy(route.send_proxy_protocol, &route.proxy_protocol_version)?;
     if route.transparent
         && let Some(unix) = backends.iter().find(|backend| matches!(backend, BackendAddr::Unix(_)))
@@ -109,11 +107,10 @@ fn send_proxy(is_on: bool, version: &str) -> Result<Option<ProxyVersion>, Status
 /// A policy that is to be added: beyond being well-formed, it can match something.
 pub(in crate::admin) fn new_policy(field: &str, given: Option<v1::L7Policy>) -> Result<L7Policy, Status> {
     let policy = policy(field, given)?;
-    if policy.kind == L7PolicyKind::RequireHeader && !policy.value.bytes().all(is_token) {
-        let problem = format_args!("\"{}\" is not the name of a header", policy.value);
-        return Err(invalid(format_args!("{field}.value"), problem));
+    match policy.problem() {
+        Some(problem) => Err(invalid(format_args!("{field}.value"), problem)),
+        None => Ok(policy),
     }
-    Ok(policy)
 }
 
 pub(in crate::admin) fn policy(field: &str, given: Option<v1::L7Policy>) -> Result<L7Policy, Status> {
@@ -126,7 +123,7 @@ pub(in crate::admin) fn policy(field: &str, given: Option<v1::L7Policy>) -> Resu
 }
 
 pub(in crate::admin) fn policy_to_proto(policy: L7Policy) -> v1::L7Policy {
-    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value, shadow: policy.shadow }
+    v1::L7Policy { r#type: policy.kind.as_str().to_owned(), value: policy.value, shadow: policy.shadow, hits: 0 }
 }
 
 pub(in crate::admin) fn routes_to_proto(listener_addr: String, routes: ListenerRoutes) -> v1::ListRoutesResponse {
@@ -200,21 +197,6 @@ fn path(field: &str, text: String) -> Result<Option<PathBuf>, Status> {
     }
 }
 
-/// RFC 9110 §5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// What the configuration refuses as the `value` of its `key`, no call brings in.
-fn refuse_unavailable(key: &str, field: &str, value: &str) -> Result<(), Status> {
-    if !config::is_unavailable(key, value) {
-        return Ok(());
-    }
-    let shown = if value == "true" { value.to_owned() } else { format!("\"{value}\"") };
-    let version = env!("CARGO_PKG_VERSION");
-    Err(Status::failed_precondition(format!("{field}: {shown} is not available in mc-proxy {version}")))
-}
-
 #[cfg(test)]
 mod tests {
     use tonic::Code;
@@ -229,7 +211,8 @@ mod tests {
     #[test]
     fn every_refusal_of_a_route_names_its_field() {
         let good = || message("app.example.com", "127.0.0.1:8443");
-        let policy = |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into(), shadow: false };
+        let policy =
+            |kind: &str, value: &str| v1::L7Policy { r#type: kind.into(), value: value.into(), ..Default::default() };
         let cases = [
             (None, "route: is required"),
             (Some(message("", "a:1")), "route.hostname: is required"),
@@ -288,13 +271,6 @@ mod tests {
     fn a_refusal_fits_into_a_header() {
         let (_, text) = refusal(route(Some(message(&"é".repeat(30_000), "a:1"))));
         assert!(text.starts_with("route.hostname: \"é") && text.len() < MESSAGE_MAX + 4, "{}", text.len());
-    }
-
-    #[test]
-    fn what_comes_later_is_refused_not_ignored() {
-        let (code, text) = refusal(route(Some(v1::Route { mode: "l7".into(), ..message("a.b", "a:1") })));
-        assert_eq!(code, Code::FailedPrecondition);
-        assert!(text.starts_with("route.mode: \"l7\" is not available in mc-proxy"), "{text}");
     }
 
     #[test]

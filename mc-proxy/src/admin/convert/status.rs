@@ -48,6 +48,7 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
             failures: status.names.failures,
         }),
         certificates: Some(figures_to_proto(status.certificates)),
+        access: status.access.map(|access| v1::AccessStatus { dropped: access.dropped, failed: access.failed }),
         splice: status.splice.as_str().to_owned(),
         kernel_splice: Some(kernel_splice(status.kernel_splice)),
     }
@@ -167,6 +168,7 @@ mod tests {
             accept_failures: 6,
             names: crate::net::resolve::Figures { kept: 7, failing: 8, lookups: 9, failures: 10 },
             certificates: crate::tls::certs::Figures { count: 11, ..Default::default() },
+            access: Some(control::AccessStatus { dropped: 12, failed: 13 }),
         });
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
@@ -182,6 +184,7 @@ mod tests {
         assert_eq!((status.memory, status.accept_failures), (Some(expected), 6));
         assert_eq!(status.names, Some(v1::NameStatus { kept: 7, failing: 8, lookups: 9, failures: 10 }));
         assert_eq!(status.certificates.unwrap().count, 11);
+        assert_eq!(status.access, Some(v1::AccessStatus { dropped: 12, failed: 13 }));
         assert_eq!(status.total_connections, i64::MAX);
         let firewall = status.firewall.unwrap();
         assert!((90..100).contains(&firewall.geoip.unwrap().age_seconds));

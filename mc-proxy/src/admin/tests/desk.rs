@@ -50,8 +50,8 @@ impl Desk {
             }
             Command::AddRoute(name, route, reply) => {
                 let added = known(&name).map(|()| match routes.iter_mut().find(|r| r.is(&route.key())) {
-                    Some(old) => *old = route,
-                    None => routes.push(route),
+                    Some(old) => *old = *route,
+                    None => routes.push(*route),
                 });
                 let _ = reply.send(added);
             }
@@ -64,7 +64,9 @@ impl Desk {
             }
             Command::Policies(name, key, reply) => {
                 let route = routes.iter().find(|r| r.is(&key));
-                let policies = route.map(|r| r.target.l7_policies.clone()).ok_or_else(|| unknown(&"route"));
+                let policies = route
+                    .map(|r| r.target.l7_policies.iter().cloned().map(|policy| (policy, 7)).collect())
+                    .ok_or_else(|| unknown(&"route"));
                 let _ = reply.send(known(&name).and(policies));
             }
             Command::AddPolicy(_, key, policy, reply) => {
@@ -154,6 +156,7 @@ impl Desk {
             memory: crate::control::MemoryStatus::default(),
             accept_failures: 0,
             names: crate::net::resolve::Figures::default(),
+            access: None,
             certificates: crate::tls::certs::Figures {
                 count: 1,
                 failing: 0,

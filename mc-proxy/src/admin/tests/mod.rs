@@ -147,7 +147,7 @@ async fn policies() {
     let mut client = served.client().await;
     client.add_route(add_route(":443", route("a.b", "a:1"))).await.unwrap();
     let (listener_addr, hostname) = (":443".to_owned(), "a.b".to_owned());
-    let policy = v1::L7Policy { r#type: "block_user_agent".into(), value: "curl".into(), shadow: false };
+    let policy = v1::L7Policy { r#type: "block_user_agent".into(), value: "curl".into(), ..Default::default() };
     let add = v1::AddL7PolicyRequest {
         listener_addr: listener_addr.clone(),
         hostname: hostname.clone(),
@@ -161,7 +161,7 @@ async fn policies() {
         alpn: Vec::new(),
     };
     let listed = client.list_l7_policies(list.clone()).await.unwrap().into_inner();
-    assert_eq!(listed.policies, std::slice::from_ref(&policy));
+    assert_eq!(listed.policies, [v1::L7Policy { hits: 7, ..policy.clone() }]);
     let remove = v1::RemoveL7PolicyRequest { listener_addr, hostname, policy: Some(policy), alpn: Vec::new() };
     client.remove_l7_policy(remove).await.unwrap();
     assert!(client.list_l7_policies(list).await.unwrap().into_inner().policies.is_empty());

@@ -85,7 +85,12 @@ impl Lower<'_, '_> {
             let key = format!("{path}.l7_policies.value");
             let shadow = is_set(&policy.shadow);
             let value = self.required(policy.value, &at, &key, "value = \"…\"");
-            policies.extend(kind.zip(value).map(|(kind, value)| L7Policy { kind, value: value.value, shadow }));
+            let Some((kind, Given { value, at })) = kind.zip(value) else { continue };
+            let policy = L7Policy { kind, value, shadow };
+            if let Some(problem) = policy.problem() {
+                self.report.error(&at, format!("{key}: {problem}; write one such as \"X-Api-Key\""));
+            }
+            policies.push(policy);
         }
         policies
     }

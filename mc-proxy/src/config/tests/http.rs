@@ -48,7 +48,7 @@ fn limits_that_are_none() {
         ("max_fields = 0", "http.max_fields must be from 1 to 10000: 0; write 100"),
         ("max_resets = -1", "http.max_resets must be from 1 to 1000000: -1; write 100"),
         ("header_timeout = \"0s\"", "http.header_timeout must be above 0; write \"10s\""),
-        ("pool_max_idle = -1", "http.pool_max_idle must be from 0 to 10000: -1; write 64"),
+        ("pool_max_idle = -1", "http.pool_max_idle must be from 0 to 10000: -1; write 256"),
         ("pool_idle_timeout = \"0s\"", "http.pool_idle_timeout must be above 0; write \"60s\""),
         (
             "max_target_bytes = \"33KiB\"",
@@ -102,13 +102,13 @@ fn shadow_policies() {
     assert_eq!(shadows.collect::<Vec<_>>(), [true, false]);
 }
 
-/// With what the lines say beside a backend, by routes of mode `l7` in a version that has them.
+/// With what the lines say, on a route of mode `l7`.
 fn l7(lines: &str) -> Result<Loaded, ConfigErrors> {
     let text = format!(
         "{DATABASE}[[listeners]]\naddr = \":443\"\n[[listeners.routes]]\nhostname = \"a.b\"\nbackend = \"a:1\"\n\
          mode = \"l7\"\ntls_cert = \"c\"\ntls_key = \"k\"\n{lines}"
     );
-    parse_with(&text, "f.toml", NO_ENV, &[])
+    load_text(&text)
 }
 
 #[test]
@@ -151,4 +151,25 @@ fn what_has_no_effect_on_a_backend_is_told() {
         ["listeners.routes.backend_ca has no effect with backend_insecure = true; remove one of the two"]
     );
     assert_eq!(warnings("backend_tls = true\nbackend_insecure = true\nbackend_server_name = \"a\""), [""; 0]);
+}
+
+#[test]
+fn access_records() {
+    use crate::http::access::Format;
+
+    let access = |text: &str| valid(&format!("[log]\n{text}")).config.access;
+    let json = Style { format: Format::Json, redact_clients: false, redact_query: false };
+    assert_eq!(access(""), Access { to: None, style: json, sample: Sample::ALL });
+    assert_eq!(access("access = \"off\"").to, None);
+    assert_eq!(access("access = \"stderr\"").to, Some(Destination::Stderr));
+    let whole = access(
+        "access = \"/var/log/a\"\naccess_format = \"logfmt\"\naccess_sample = 10\nredact_clients = true\n\
+         redact_queries = true",
+    );
+    let style = Style { format: Format::Logfmt, redact_clients: true, redact_query: true };
+    let to = Some(Destination::File("/var/log/a".into()));
+    assert_eq!(whole, Access { to, style, sample: Sample::one_in(10) });
+    let env = [("MCPROXY_LOG_ACCESS", "stdout"), ("MCPROXY_LOG_REDACT_CLIENTS", "true")];
+    let access = parse(DATABASE, "f.toml", env).unwrap().config.access;
+    assert_eq!((access.to, access.style.redact_clients), (Some(Destination::Stdout), true));
 }

@@ -60,10 +60,12 @@ impl Bench {
             proxy,
             splicing: relay::Splicing::userspace(),
             memory: memory::Budget::new(0),
-            http: HttpLimits::default(),
-            http_trusted: TrustedProxies::default(),
-            http_counters: HttpCounters::default(),
+            geoip: Default::default(),
+            http: Default::default(),
+            http_trusted: Default::default(),
+            http_counters: Default::default(),
             access: None,
+            redact_clients: false,
         });
         let listener = Listener { protocol, ..Listener::new(":443".parse().unwrap()) };
         Self { edge, listening: Arc::new(Listening::new(&listener)), offences }
@@ -358,4 +360,24 @@ async fn tls_is_terminated_where_the_route_says_so() {
     bench.refused("192.0.2.3", &hello("a.example")).await;
     assert_eq!(bench.outcome("tls_no_certificate"), 1);
     assert_eq!(bench.offences.try_recv(), Err(TryRecvError::Empty));
+}
+
+#[tokio::test]
+async fn a_record_tells_the_network_of_a_client() {
+    let shown = |redact_clients: bool, proxy: Option<AcceptProxy>| {
+        let bench = Bench::tls(Firewall::default());
+        let edge = Arc::new(Edge { redact_clients, ..Arc::into_inner(bench.edge).unwrap() });
+        let listener = Listener { proxy, ..Listener::new(":443".parse().unwrap()) };
+        let permit = Arc::new(Listening::new(&listener)).admit().unwrap();
+        let local = Arc::new(Local { edge, drain: relay::Drain::never() });
+        let mut record = Record::new(local, permit, PeerAddr::new("192.0.2.9:5000".parse().unwrap()));
+        record.client = ClientAddr::from_header("[2001:db8:1:2::3]:6000".parse().unwrap());
+        let shown = [record.shown_client().to_string(), record.shown_peer().to_string()];
+        record.finish(Outcome::Closed);
+        shown
+    };
+    let (some, any) = (AcceptProxy::default(), AcceptProxy { trust_any: true, ..AcceptProxy::default() });
+    assert_eq!(shown(false, Some(any.clone())), ["[2001:db8:1:2::3]:6000", "192.0.2.9:5000"]);
+    assert_eq!(shown(true, Some(some)), ["2001:db8:1::", "192.0.2.9:5000"]);
+    assert_eq!(shown(true, Some(any)), ["2001:db8:1::", "192.0.2.0"]);
 }

@@ -206,10 +206,10 @@ impl Bench {
         let second = Duration::from_secs(1);
         let edge = Arc::new(Edge {
             firewall: Firewall::new(engine.memory(), RateLimit::OFF),
-            http: HttpLimits::default(),
-            http_trusted: TrustedProxies::default(),
-            http_counters: HttpCounters::default(),
-            access: None,
+            geoip: Default::default(),
+            http: Default::default(),
+            http_trusted: Default::default(),
+            http_counters: Default::default(),
             resolver: Resolver::default(),
             counters: Counters::default(),
             offences,
@@ -223,6 +223,8 @@ impl Bench {
             },
             splicing: Splicing::new(Splice::Auto, Err("a bench has none".into())),
             memory: crate::net::memory::Budget::new(0),
+            access: None,
+            redact_clients: false,
         });
         let listeners = store.listeners().unwrap();
         let (certificates, _) = open_certificates(&listeners);

@@ -9,11 +9,11 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::telemetry::batch::Batch;
@@ -23,6 +23,9 @@ const LINES_MAX: usize = 16 * 1024;
 
 /// Bytes of them.
 const BYTES_MAX: usize = 16 << 20;
+
+/// How often lines that were dropped are told of.
+const TELL: Duration = Duration::from_secs(10);
 
 /// Where lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,17 +54,30 @@ pub struct Writer {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Of the lines that wait.
+    /// That the lines that wait have allocated.
     bytes: AtomicUsize,
     dropped: AtomicU64,
     failed: AtomicU64,
+    /// Looked at before each write: in the queue there may be no room for it.
+    reopen: AtomicBool,
 }
 
 #[derive(Debug)]
 enum Job {
     Line(Vec<u8>),
-    Reopen,
+    /// There is something in [`Shared`] to look at.
+    Wake,
     Stop,
+}
+
+/// What the thread has, and what it has told of its troubles.
+struct Lines<W, O> {
+    to: Batch<W>,
+    open: O,
+    shared: Arc<Shared>,
+    is_failing: bool,
+    told_dropped: u64,
+    told_at: Option<Instant>,
 }
 
 impl Destination {
@@ -87,13 +103,14 @@ impl AccessLog {
         mut open: impl FnMut() -> io::Result<W> + Send + 'static,
         lines: usize,
     ) -> io::Result<(Self, Writer)> {
-        let mut to = Batch::new(open()?);
+        let to = Batch::new(open()?);
         let (queue, jobs) = sync_channel(lines);
         let (end, ended) = sync_channel(1);
         let shared = Arc::new(Shared::default());
         let log = Self { queue: queue.clone(), shared: Arc::clone(&shared) };
         thread::Builder::new().name("access".to_owned()).spawn(move || {
-            write_all(&jobs, &mut to, &mut open, &shared);
+            Lines { to, open, shared: Arc::clone(&shared), is_failing: false, told_dropped: 0, told_at: None }
+                .write(&jobs);
             // What came behind the end, and what comes from now on, is dropped.
             let rest = jobs.try_iter().filter(|job| matches!(job, Job::Line(_))).count();
             drop(jobs);
@@ -106,7 +123,7 @@ impl AccessLog {
 
     /// Hands over a line with its end. Never waits.
     pub fn send(&self, line: Vec<u8>) {
-        let bytes = line.len();
+        let bytes = line.capacity();
         let waiting = self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
         if waiting.saturating_add(bytes) > BYTES_MAX || self.queue.try_send(Job::Line(line)).is_err() {
             self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -114,9 +131,12 @@ impl AccessLog {
         }
     }
 
-    /// Opens the file anew, after a rotation. Where that fails the old one is written on.
-    pub fn reopen(&self) -> bool {
-        self.queue.try_send(Job::Reopen).is_ok()
+    /// Has the file opened anew, after a rotation, before the next line is written. Where that fails the old one is written
+    /// on.
+    pub fn reopen(&self) {
+        self.shared.reopen.store(true, Ordering::Release);
+        // Without room for it, there are lines to wake up for.
+        let _ = self.queue.try_send(Job::Wake);
     }
 
     /// Lines for which there was no room.
@@ -147,41 +167,68 @@ impl Writer {
     }
 }
 
-fn write_all<W: Write>(
-    jobs: &Receiver<Job>,
-    to: &mut Batch<W>,
-    open: &mut impl FnMut() -> io::Result<W>,
-    shared: &Shared,
-) {
-    let check = |result: io::Result<()>| {
-        if result.is_err() {
-            shared.failed.fetch_add(1, Ordering::Relaxed);
-        }
-    };
-    while let Ok(first) = jobs.recv() {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            match job {
-                Job::Line(line) => {
-                    shared.bytes.fetch_sub(line.len(), Ordering::Relaxed);
-                    check(to.write_all(&line));
+impl<W: Write, O: FnMut() -> io::Result<W>> Lines<W, O> {
+    /// Until it is told to stop, or nobody is left who could write.
+    fn write(mut self, jobs: &Receiver<Job>) {
+        while let Ok(first) = jobs.recv() {
+            let mut next = Some(first);
+            while let Some(job) = next {
+                if self.shared.reopen.swap(false, Ordering::Acquire) {
+                    self.reopen();
                 }
-                Job::Reopen => {
-                    check(to.flush());
-                    match open() {
-                        Ok(opened) => *to = Batch::new(opened),
-                        Err(error) => check(Err(error)),
+                match job {
+                    Job::Line(line) => {
+                        self.shared.bytes.fetch_sub(line.capacity(), Ordering::Relaxed);
+                        if let Err(error) = self.to.write_all(&line) {
+                            self.tell_failed(&error);
+                        }
                     }
+                    Job::Wake => {}
+                    Job::Stop => return self.flush(),
                 }
-                Job::Stop => {
-                    check(to.flush());
-                    return;
-                }
+                next = jobs.try_recv().ok();
             }
-            next = jobs.try_recv().ok();
+            // It pauses after that, in which lines gather.
+            self.flush();
+            self.tell_dropped();
         }
-        // It pauses after that, in which lines gather.
-        check(to.flush());
+    }
+
+    fn reopen(&mut self) {
+        self.flush();
+        match (self.open)() {
+            Ok(opened) => self.to = Batch::new(opened),
+            Err(error) => {
+                self.shared.failed.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(%error, "the access log cannot be opened anew, the old file is written on");
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        match self.to.flush() {
+            Ok(()) => self.is_failing = false,
+            Err(error) => self.tell_failed(&error),
+        }
+    }
+
+    /// A disk that is full is told of once, not with every line.
+    fn tell_failed(&mut self, error: &io::Error) {
+        self.shared.failed.fetch_add(1, Ordering::Relaxed);
+        if !self.is_failing {
+            tracing::error!(%error, "access records cannot be written and are lost");
+        }
+        self.is_failing = true;
+    }
+
+    fn tell_dropped(&mut self) {
+        let dropped = self.shared.dropped.load(Ordering::Relaxed);
+        if dropped > self.told_dropped && self.told_at.is_none_or(|at| at.elapsed() >= TELL) {
+            let lost = dropped - self.told_dropped;
+            tracing::warn!(lost, "access records came faster than they could be written and are lost");
+            self.told_dropped = dropped;
+            self.told_at = Some(Instant::now());
+        }
     }
 }
 
@@ -200,9 +247,13 @@ mod tests {
         fs::write(&path, "old\n").unwrap();
         let (log, writer) = AccessLog::start(Destination::File(path.clone())).unwrap();
         log.send(b"one\n".to_vec());
-        // The thread has the old file open, and gets to it in the order of the queue.
+        let begun = Instant::now();
+        while fs::read_to_string(&path).unwrap() != "old\none\n" {
+            assert!(begun.elapsed() < LONG);
+            thread::yield_now();
+        }
         fs::rename(&path, &rotated).unwrap();
-        assert!(log.reopen());
+        log.reopen();
         log.clone().send(b"two\n".to_vec());
         assert!(writer.finish(LONG));
         assert_eq!(fs::read_to_string(rotated).unwrap(), "old\none\n");
@@ -254,12 +305,34 @@ mod tests {
         let (log, writer) = AccessLog::start_with(move || Ok(Stuck(Arc::clone(&to))), 1_000).unwrap();
         log.send(vec![b'x'; BYTES_MAX + 1]);
         assert_eq!(log.dropped(), 1);
+        // What a line has allocated counts, and not how long it is.
+        log.send(Vec::with_capacity(BYTES_MAX + 1));
+        assert_eq!(log.dropped(), 2);
         for _ in 0..40 {
             log.send(vec![b'x'; 1 << 20]);
         }
         assert!(log.shared.bytes.load(Ordering::Relaxed) <= BYTES_MAX && log.dropped() > 20);
         assert!(!writer.finish(Duration::from_millis(20)), "who is stuck is left behind");
         drop(lock);
+    }
+
+    #[test]
+    fn a_file_is_opened_anew_though_the_queue_is_full() {
+        let written = [(); 2].map(|()| Arc::new(Mutex::new(Vec::new())));
+        let lock = written[0].lock().unwrap();
+        let mut files = written.clone().into_iter();
+        let open = move || files.next().map(Stuck).ok_or_else(|| io::ErrorKind::NotFound.into());
+        let (log, writer) = AccessLog::start_with(open, 8).unwrap();
+        let line = [vec![b'x'; 70_000], b"\n".to_vec()].concat();
+        while log.dropped() < 2 {
+            log.send(line.clone());
+        }
+        log.reopen();
+        drop(lock);
+        assert!(writer.finish(LONG));
+        assert!(!written[1].lock().unwrap().is_empty(), "lines that waited");
+        log.reopen();
+        assert_eq!(log.failed(), 0);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::http::{
     access::Outcome,
     deadline::Deadline,
     fields,
-    message::{Answer, Broken, Content, Downstream, Request, Response, Upstream as _},
+    message::{Answer, Broken, Downstream, Request, Response, Upstream as _},
     site::Site,
     upstream::Exchanging,
 };
@@ -33,6 +33,7 @@ pub(super) struct Flow<'a, D> {
     down: Pump,
     deadline: &'a mut Deadline,
     progress: Progress,
+    sent_at: Instant,
     /// Between two parts of the request.
     body_timeout: Duration,
     expects_continue: bool,
@@ -76,10 +77,10 @@ impl<'a, D: Downstream> Flow<'a, D> {
         request: &Request,
         is_grpc: bool,
         deadline: &'a mut Deadline,
+        now: Instant,
     ) -> Self {
         let edge = site.edge();
         let max = if edge.http.max_body_bytes == 0 { u64::MAX } else { edge.http.max_body_bytes };
-        let now = Instant::now();
         Self {
             site,
             client,
@@ -88,6 +89,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
             down: Pump::new(true, u64::MAX),
             deadline,
             progress: Progress { begun_at: now, at: now, seen: (0, 0, 0) },
+            sent_at: now,
             // A stream of messages may be silent for as long as a connection may.
             body_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.body_timeout },
             expects_continue: request.expects_continue,
@@ -130,15 +132,25 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if self.backend.replace(backend).is_some() {
             self.up.restart();
         }
+        self.sent_at = Instant::now();
+        self.progress.at = self.sent_at;
+        let answer = poll_fn(|cx| self.poll_answer(cx)).await;
         self.progress.at = Instant::now();
-        poll_fn(|cx| self.poll_answer(cx)).await
+        answer
+    }
+
+    /// From the head of the request to that of the response.
+    pub(super) fn answered_after(&self) -> Duration {
+        self.progress.at - self.sent_at
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
         let Some(backend) = &mut self.backend else { return Poll::Ready(Err(Failure::BackendLate)) };
         if !self.up.is_done() {
             match self.up.poll(cx, self.client, backend, fields::forward_request_trailers) {
-                Poll::Ready(Ok(())) => self.progress.at = Instant::now(),
+                // The time for the answer begins with the end of the request.
+                Poll::Ready(Ok(())) if self.up.has_begun() => self.progress.at = Instant::now(),
+                Poll::Ready(Ok(())) => {}
                 // It may have answered before it closed.
                 Poll::Ready(Err(Stopped::By(End::Sink, _))) => self.up.stop(),
                 Poll::Ready(Err(Stopped::By(End::Source, broken))) => return Poll::Ready(Err(Failure::Client(broken))),
@@ -188,7 +200,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
     /// Hands on the response, and what is left of the request; in a tunnel both until their ends.
     pub(super) async fn content(&mut self, response: Response) -> (Left, Outcome) {
         let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
-        let is_empty = response.content.is_empty() || response.content == Content::None;
+        let is_empty = response.content.is_empty();
         if self.client.respond(response).is_err() {
             return (Left::Broken, Outcome::ClientAborted);
         }
@@ -196,7 +208,6 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if is_tunnel {
             self.up = Pump::new(false, u64::MAX);
         }
-        self.progress.at = Instant::now();
         poll_fn(|cx| self.poll_content(cx, is_tunnel)).await
     }
 

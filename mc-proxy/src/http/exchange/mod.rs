@@ -18,6 +18,7 @@ mod pump;
 use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+use bytes::Bytes;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::Instant;
 
@@ -31,6 +32,7 @@ use super::{
     deadline::Deadline,
     error::{Asked, HttpError},
     fields::{self, Forwarding, translate::join_cookies},
+    h1::Target,
     message::{Broken, Content, Downstream, Request, Response},
     policy::Verdict,
     site::Site,
@@ -62,18 +64,18 @@ struct Refused {
 pub async fn exchange<D: Downstream>(
     site: &Site,
     client: &mut D,
-    request: Request,
+    request: &mut Request,
     deadline: &mut Deadline,
     begun_at: Instant,
 ) -> Left {
-    let mut log = RequestLog::new(site, &request, begun_at);
-    let asked = Asked::of(&request.method, &request.headers);
+    let mut log = RequestLog::new(site, request, begun_at);
     let random = random();
     let served = serve(site, client, request, deadline, &mut log, random).await;
     let (left, outcome) = match served {
         Ok((left, outcome)) => (left, outcome),
         Err(Refused { error, outcome }) => {
             let id = log.request_id.clone();
+            let asked = Asked::of(&request.method, &request.headers);
             log.status = Some(error.status());
             let left = respond(site, client, error, asked, id.as_ref(), deadline).await;
             (left, if left == Left::Broken { Outcome::ClientAborted } else { outcome })
@@ -104,10 +106,32 @@ pub async fn respond<D: Downstream>(
     flow::deliver(client, &mut body, site.edge().http.write_timeout, deadline).await
 }
 
+/// Sends the client to the same place by `https`: for good, and with the same method and content if it has any (RFC 9110
+/// §15.4.2, §15.4.9).
+pub async fn redirect<D: Downstream>(site: &Site, client: &mut D, request: &Request, deadline: &mut Deadline) -> Left {
+    let Target::Origin(path) = &request.target else {
+        let asked = Asked::of(&request.method, &request.headers);
+        return respond(site, client, HttpError::BadRequest, asked, None, deadline).await;
+    };
+    let is_safe = [Method::GET, Method::HEAD].contains(&request.method);
+    let status = if is_safe { StatusCode::MOVED_PERMANENTLY } else { StatusCode::PERMANENT_REDIRECT };
+    if !request.content.is_empty() {
+        client.set_last();
+    }
+    // Of what has been parsed: the client's spelling may be what some client reads otherwise.
+    let location = HeaderValue::try_from(format!("https://{}{path}", request.authority.host()));
+    let headers = HeaderMap::from_iter(location.ok().map(|location| (header::LOCATION, location)));
+    site.edge().http_counters.count(Some(status), Outcome::Completed);
+    if client.respond(Response { status, headers, content: Content::Length(0) }).is_err() {
+        return Left::Broken;
+    }
+    flow::deliver(client, &mut Bytes::new(), site.edge().http.write_timeout, deadline).await
+}
+
 async fn serve<D: Downstream>(
     site: &Site,
     client: &mut D,
-    mut request: Request,
+    request: &mut Request,
     deadline: &mut Deadline,
     log: &mut RequestLog,
     random: u128,
@@ -136,14 +160,14 @@ async fn serve<D: Downstream>(
         host: &request.authority,
         random,
     };
-    log.request_id = Some(forwarding.write(&mut request.headers));
+    log.request_id = Some(forwarding.write(&mut request.headers, &site.written));
     if request.version == Version::HTTP_2 {
         join_cookies(&mut request.headers);
     }
     // The route passes TLS through by now, which another connection finds out.
     let Some(backends) = &destination.upstream else { return Err(refused(HttpError::Misdirected)) };
-    let (flow, answer) = reach(site, client, backends, &request, deadline, log, random).await?;
-    Ok(finish(site, flow, answer, backends, &request, log).await)
+    let (flow, answer) = reach(site, client, backends, request, deadline, log, random).await?;
+    Ok(finish(site, flow, answer, backends, request, log).await)
 }
 
 /// Connects and waits for the head of the response, over another connection if the first one was no good and it is safe.
@@ -172,7 +196,8 @@ async fn reach<'a, D: Downstream>(
             transparent_mark: edge.proxy.transparent_mark,
         },
     };
-    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline);
+    let begun_at = log.begun_at();
+    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline, begun_at);
     let mut is_again = false;
     loop {
         let wanted = Wanted { is_fresh: is_again, ..wanted };
@@ -190,11 +215,17 @@ async fn reach<'a, D: Downstream>(
         }
         log.connect = connected.connecting;
         let was_used = connected.connecting.is_none();
-        let sent_at = Instant::now();
-        let failure = match connected.send(request, random).await {
+        if log.is_wanted() {
+            log.queue = Some(begun_at.elapsed().saturating_sub(connected.connecting.unwrap_or_default()));
+        }
+        let sent = flow.unless_gone(connected.send(request, random, edge.proxy.connect_timeout)).await;
+        let Some(sent) = sent else {
+            return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::ClientAborted });
+        };
+        let failure = match sent {
             Ok(exchanging) => match flow.answer(exchanging).await {
                 Ok(response) => {
-                    log.first_byte = Some(sent_at.elapsed());
+                    log.first_byte = Some(flow.answered_after());
                     return Ok((flow, response));
                 }
                 Err(failure) => failure,
@@ -206,7 +237,11 @@ async fn reach<'a, D: Downstream>(
             // RFC 9113 §8.7: a refused stream has not been looked at.
             Failure::Backend { broken: Broken::Refused, .. } | Failure::Backend { has_sent: false, .. } => true,
             Failure::Backend { broken: Broken::Gone, .. } => was_used && is_idempotent(&request.method),
-            _ => false,
+            Failure::Backend { .. }
+            | Failure::BackendLate
+            | Failure::Client(_)
+            | Failure::ClientLate
+            | Failure::TooLong => false,
         };
         if is_safe && !is_again && !flow.has_begun() {
             edge.http_counters.count_retry();
@@ -274,7 +309,7 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
         Failure::TooLong => Refused { error: HttpError::ContentTooLarge, outcome: Outcome::Refused },
         Failure::Client(Broken::Malformed(error)) => {
             site.edge().http_counters.count_malformed(error);
-            site.report(OffenceKind::Policy);
+            site.report(OffenceKind::Http);
             Refused { error: HttpError::BadRequest, outcome: Outcome::Refused }
         }
         // It does not hear it, or only by the end of the connection.

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
 };
 
 use ::http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -39,10 +40,51 @@ pub struct Forwarding<'a> {
     pub random: u128,
 }
 
+/// What is written of a client that is not trusted, which is the same for all of its requests to one host.
+#[derive(Debug)]
+pub struct Written {
+    host: Authority,
+    values: [(HeaderName, HeaderValue); 5],
+}
+
 impl Forwarding<'_> {
     /// Writes what the backend is told, and returns the value of `X-Request-Id`. Expects what an untrusted client says of
-    /// itself to be [gone](super::strip_request).
-    pub fn write(&self, headers: &mut HeaderMap) -> HeaderValue {
+    /// itself to be [gone](super::strip_request). `written` is that of the connection's last request.
+    pub fn write(&self, headers: &mut HeaderMap, written: &Mutex<Option<Written>>) -> HeaderValue {
+        if self.is_trusted {
+            return self.append(headers);
+        }
+        let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.as_ref().is_none_or(|written| written.host != *self.host) {
+            let mut made = HeaderMap::new();
+            self.append(&mut made);
+            let value = |name: &HeaderName| made.remove(name).map(|value| (name.clone(), value));
+            let [Some(a), Some(b), Some(c), Some(d), Some(e)] =
+                [FOR, header::FORWARDED, REAL_IP, PROTO, HOST].each_ref().map(value)
+            else {
+                // Addresses and names are visible ASCII.
+                return self.append(headers);
+            };
+            *written = Some(Written { host: self.host.clone(), values: [a, b, c, d, e] });
+        }
+        for (name, value) in written.iter().flat_map(|written| &written.values) {
+            headers.insert(name, value.clone());
+        }
+        let id = self.id();
+        headers.insert(REQUEST_ID, id.clone());
+        id
+    }
+
+    fn id(&self) -> HeaderValue {
+        let mut hex = [0; 32];
+        for (at, digit) in hex.iter_mut().enumerate() {
+            let nibble = (self.random >> (124 - 4 * at)) as usize & 0xf;
+            *digit = b"0123456789abcdef"[nibble];
+        }
+        HeaderValue::from_bytes(&hex).expect("digits are visible")
+    }
+
+    fn append(&self, headers: &mut HeaderMap) -> HeaderValue {
         let ip = self.client.ip();
         let proto = if self.is_tls { "https" } else { "http" };
         let host = self.host.to_string();
@@ -60,8 +102,19 @@ impl Forwarding<'_> {
         keep_or(headers, PROTO, |text| matches!(text, "http" | "https" | "ws" | "wss"), || proto.to_owned());
         keep_or(headers, HOST, |text| Authority::parse(text.as_bytes()).is_ok(), || host);
         let is_id = |text: &str| text.len() <= REQUEST_ID_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
-        keep_or(headers, REQUEST_ID, |text| !text.is_empty() && is_id(text), || format!("{:032x}", self.random));
-        headers.get(REQUEST_ID).cloned().unwrap_or_else(|| HeaderValue::from_static("-"))
+        let is_kept = {
+            let mut ids = headers.get_all(REQUEST_ID).iter();
+            let first = ids.next().and_then(|id| id.to_str().ok());
+            ids.next().is_none() && first.is_some_and(|text| !text.is_empty() && is_id(text))
+        };
+        match headers.get(REQUEST_ID) {
+            Some(id) if is_kept => id.clone(),
+            Some(_) | None => {
+                let id = self.id();
+                headers.insert(REQUEST_ID, id.clone());
+                id
+            }
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use ::http::{HeaderMap, HeaderValue, header};
 
 use super::table;
 
-/// Removes what is for this connection only.
-pub(super) fn remove(headers: &mut HeaderMap) {
+/// Removes what `Connection` names.
+pub(super) fn remove_named(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let values = headers.get_all(header::CONNECTION).iter().cloned().collect::<Vec<_>>();
         for option in values.iter().flat_map(tokens) {
@@ -13,9 +13,6 @@ pub(super) fn remove(headers: &mut HeaderMap) {
                 headers.remove(option);
             }
         }
-    }
-    for name in table::HOP_BY_HOP {
-        headers.remove(*name);
     }
 }
 

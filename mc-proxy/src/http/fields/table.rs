@@ -103,10 +103,12 @@ const NO_TRAILER: &[&str] = &[
     "www-authenticate",
 ];
 
-/// What becomes of a field of a request that is not hop-by-hop.
+/// What becomes of a field of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     EndToEnd,
+    /// For this connection only.
+    HopByHop,
     /// Written here, or by a trusted peer.
     Identity,
     /// Believed to be another field by some backends.
@@ -115,6 +117,9 @@ pub(super) enum Class {
 
 /// `name` is in lower case, as all names of a `HeaderMap` are.
 pub(super) fn class(name: &str) -> Class {
+    if is_hop_by_hop(name) {
+        return Class::HopByHop;
+    }
     if name.contains('_') || name == "proxy" {
         return Class::Odd;
     }
@@ -126,11 +131,16 @@ pub(super) fn class(name: &str) -> Class {
     let is_odd = |byte: u8| !byte.is_ascii_alphanumeric() && byte != b'-';
     if name.bytes().any(is_odd) {
         let folded = name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        if is_identity(&folded) || folded == "host" || HOP_BY_HOP.contains(&folded.as_str()) {
+        if is_identity(&folded) || folded == "host" || is_hop_by_hop(&folded) {
             return Class::Odd;
         }
     }
     Class::EndToEnd
+}
+
+/// Whether it never leaves the connection that it came by.
+pub(super) fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP.contains(&name)
 }
 
 /// Whether `Connection` may name it.
@@ -139,7 +149,7 @@ pub(super) fn is_protected(name: &str) -> bool {
 }
 
 pub(super) fn is_trailer(name: &str) -> bool {
-    !NO_TRAILER.contains(&name) && !HOP_BY_HOP.contains(&name) && !name.starts_with("if-") && name != "proxy"
+    !NO_TRAILER.contains(&name) && !is_hop_by_hop(name) && !name.starts_with("if-") && name != "proxy"
 }
 
 fn is_identity(name: &str) -> bool {

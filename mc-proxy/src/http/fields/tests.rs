@@ -1,4 +1,6 @@
-use ::http::{HeaderName, header};
+use std::sync::Mutex;
+
+use ::http::HeaderName;
 use proptest::prelude::*;
 
 use super::{
@@ -28,7 +30,7 @@ fn forwarded(client: &str, is_trusted: bool, given: &[(&str, &str)]) -> HeaderMa
     let client = ClientAddr::from_header(client.parse().unwrap());
     let forwarding = Forwarding { client, is_trusted, is_tls: true, host: &host, random: 0xabc };
     strip_request(&mut headers, is_trusted);
-    forwarding.write(&mut headers);
+    forwarding.write(&mut headers, &Mutex::default());
     headers
 }
 
@@ -340,7 +342,7 @@ proptest! {
         let client = ClientAddr::from_header("192.0.2.7:1".parse().unwrap());
         let forwarding = Forwarding { client, is_trusted, is_tls: true, host: &host, random: 1 };
         strip_request(&mut headers, is_trusted);
-        let id = forwarding.write(&mut headers);
+        let id = forwarding.write(&mut headers, &Mutex::default());
         prop_assert!(!id.is_empty() && id.len() <= 128);
         prop_assert_eq!(check_h2(&headers), Ok(()));
         prop_assert!(headers.keys().all(|name| !name.as_str().contains('_')));

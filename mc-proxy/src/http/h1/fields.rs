@@ -5,9 +5,17 @@ use bytes::Bytes;
 
 use super::{HeadError, lines::split_line};
 
+/// Fields that a proxy adds to a message.
+const ADDED: usize = 8;
+
+/// More fields a map is not made for beforehand.
+const MANY: usize = 128;
+
 /// Parses field lines. `block` is what values are slices of, and `lines` a part of it.
 pub(super) fn parse(block: &Bytes, mut lines: &[u8], max: usize) -> Result<HeaderMap, HeadError> {
-    let mut headers = HeaderMap::new();
+    // Room for what is added on the way through, so that it does not have to grow.
+    let lines_count = memchr::memchr_iter(b'\n', lines).count();
+    let mut headers = HeaderMap::with_capacity(lines_count.min(max).min(MANY) + ADDED);
     let mut count = 0;
     while !lines.is_empty() {
         let (line, rest) = split_line(lines);

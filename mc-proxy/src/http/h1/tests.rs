@@ -384,12 +384,21 @@ fn chunked_bodies() {
 fn what_is_written() {
     let mut to = BytesMut::new();
     let mut headers = HeaderMap::new();
-    headers.insert(header::HOST, "h".parse().unwrap());
+    let host = HeaderValue::from_static("h");
+    let hop = encode::Hop { host: &host, upgrade: None, wants_trailers: false, websocket_key: None };
     headers.insert(header::CONTENT_LENGTH, "7".parse().unwrap());
     headers.insert(header::TRANSFER_ENCODING, "gzip".parse().unwrap());
-    encode::request(&mut to, &Method::POST, &Target::Origin("/x".parse().unwrap()), &headers, RequestFraming::Chunked);
+    let target = Target::Origin("/x".parse().unwrap());
+    encode::request(&mut to, &Method::POST, &target, &hop, &headers, RequestFraming::Chunked);
     assert_eq!(to.split(), "POST /x HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n");
-    headers.remove(header::HOST);
+    let protocol = HeaderValue::from_static("websocket");
+    let hop = encode::Hop { upgrade: Some(&protocol), wants_trailers: true, websocket_key: Some(&host), ..hop };
+    encode::request(&mut to, &Method::GET, &Target::Asterisk, &hop, &HeaderMap::new(), RequestFraming::None);
+    assert_eq!(
+        to.split(),
+        "GET * HTTP/1.1\r\nhost: h\r\nconnection: upgrade, te\r\nupgrade: websocket\r\nsec-websocket-key: h\r\n\
+         sec-websocket-version: 13\r\n\r\n"
+    );
     encode::response(&mut to, StatusCode::OK, &headers, ResponseFraming::None);
     assert_eq!(to.split(), "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n", "as for HEAD");
     encode::response(&mut to, StatusCode::NO_CONTENT, &headers, ResponseFraming::None);
@@ -477,12 +486,13 @@ proptest! {
     ) {
         let Ok(path) = path.parse::<::http::uri::PathAndQuery>() else { return Ok(()) };
         let mut headers = HeaderMap::new();
-        headers.insert(header::HOST, HeaderValue::from_static("a.example"));
+        let host = HeaderValue::from_static("a.example");
+        let hop = encode::Hop { host: &host, upgrade: None, wants_trailers: false, websocket_key: None };
         for (name, value) in names.iter().zip(&values) {
             headers.append(::http::HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value.trim()).unwrap());
         }
         let mut bytes = BytesMut::new();
-        encode::request(&mut bytes, &Method::PUT, &Target::Origin(path.clone()), &headers, RequestFraming::Chunked);
+        encode::request(&mut bytes, &Method::PUT, &Target::Origin(path.clone()), &hop, &headers, RequestFraming::Chunked);
         for part in &body {
             encode::chunk_head(&mut bytes, part.len());
             bytes.extend_from_slice(part);
@@ -496,6 +506,7 @@ proptest! {
         let Read { headers: mut read_headers, body: read_body, trailers, line } = *seen;
         prop_assert!(line.contains(path.as_str()));
         prop_assert_eq!(read_headers.remove(header::TRANSFER_ENCODING), Some(HeaderValue::from_static("chunked")));
+        prop_assert_eq!(read_headers.remove(header::HOST), Some(host));
         prop_assert_eq!(&read_headers, &headers);
         prop_assert_eq!(trailers, Some(headers));
         prop_assert_eq!(read_body, body.concat());

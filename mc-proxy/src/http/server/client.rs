@@ -43,10 +43,10 @@ pub enum Next {
 }
 
 impl<S: Transport> Client<S> {
-    /// A connection on which nothing has been read.
-    pub fn new(stream: S, limits: HeadLimits) -> Self {
+    /// A connection of which `begun` has been read.
+    pub fn new(stream: S, begun: &[u8], limits: HeadLimits) -> Self {
         Self {
-            connection: Connection::new(Wire::new(stream), limits),
+            connection: Connection::new(Wire::new(stream, begun), limits),
             reader: HeadReader::default(),
             limits,
             version: Version::HTTP_11,
@@ -74,12 +74,7 @@ impl<S: Transport> Client<S> {
                 Poll::Ready(Ok(1..)) => {}
                 Poll::Ready(Ok(0)) if !has_begun => return Poll::Ready(Next::End),
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Failed),
-                Poll::Pending => {
-                    if !has_begun {
-                        self.connection.wire().release();
-                    }
-                    return Poll::Pending;
-                }
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
@@ -87,6 +82,11 @@ impl<S: Transport> Client<S> {
     /// Whether a part of the next request has come.
     pub fn has_begun(&mut self) -> bool {
         self.reader.has_begun(self.connection.wire().input())
+    }
+
+    /// Gives back memory while nothing comes.
+    pub fn rest(&mut self) {
+        self.connection.wire().release();
     }
 
     /// Whether another request may follow where the connection stands.

@@ -17,13 +17,16 @@ use crate::{
         authority::Authority,
         deadline::Deadline,
         error::{Asked, HttpError},
-        exchange::{Left, exchange, respond},
+        exchange::{Left, exchange, redirect, respond},
         h1::{HeadError, HeadLimits},
         message::Downstream as _,
         site::Site,
         transport::Transport,
     },
 };
+
+/// A client that has sent nothing for so long gets its buffers with its next request.
+const REST: Duration = Duration::from_secs(1);
 
 /// A client that goes on after the last response is not listened to any longer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -39,15 +42,24 @@ enum Waited {
     Drained,
 }
 
+/// What becomes of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    /// They go to the route's backends.
+    Proxy,
+    /// They are sent to `https`.
+    Redirect,
+}
+
 /// Serves a client until one of the two has had enough.
-pub(super) async fn serve<S: Transport>(site: &Site, stream: S) -> (Outcome, u64, u64) {
-    let mut client = Client::new(stream, HeadLimits::of_requests(&site.edge().http));
-    let outcome = run(site, &mut client).await;
+pub(super) async fn serve<S: Transport>(site: &Site, stream: S, begun: &[u8], service: Service) -> (Outcome, u64, u64) {
+    let mut client = Client::new(stream, begun, HeadLimits::of_requests(&site.edge().http));
+    let outcome = run(site, &mut client, service).await;
     let (from_client, _) = client.transferred();
     (outcome, from_client, site.from_backends())
 }
 
-async fn run<S: Transport>(site: &Site, client: &mut Client<S>) -> Outcome {
+async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service) -> Outcome {
     let limits = &site.edge().http;
     let mut deadline = Deadline::new(Instant::now() + limits.keepalive_timeout);
     let mut drain = pin!(site.local.drain.begun());
@@ -70,7 +82,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>) -> Outcome {
             Next::Failed => return Outcome::ClientReset,
             Next::Malformed(error) => {
                 site.edge().http_counters.count_malformed(error);
-                site.report(OffenceKind::Policy);
+                site.report(OffenceKind::Http);
                 tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
                 refuse(site, client, http_error(error), &mut deadline).await;
                 break Outcome::Closed;
@@ -83,7 +95,8 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>) -> Outcome {
         let asked = Asked::of(&head.method, &head.headers);
         let by_name = || Authority::parse(site.server_name.as_ref()?.as_str().as_bytes()).ok();
         let left = match request(*head, by_name) {
-            Some(request) => exchange(site, client, request, &mut deadline, begun_at).await,
+            Some(request) if service == Service::Redirect => redirect(site, client, &request, &mut deadline).await,
+            Some(mut request) => exchange(site, client, &mut request, &mut deadline, begun_at).await,
             // HTTP/1.0 without `Host`, and without a name in the handshake.
             None => respond(site, client, HttpError::BadRequest, asked, None, &mut deadline).await,
         };
@@ -112,8 +125,10 @@ async fn wait<S: Transport>(
 ) -> Waited {
     let limits = &site.edge().http;
     let mut has_begun = client.has_begun();
-    let timeout = if has_begun { limits.header_timeout } else { limits.keepalive_timeout };
-    deadline.set(Instant::now() + timeout);
+    let now = Instant::now();
+    let idle_until = now + limits.keepalive_timeout;
+    deadline.set(if has_begun { now + limits.header_timeout } else { idle_until.min(now + REST) });
+    let mut has_rested = false;
     poll_fn(|cx| {
         if let Poll::Ready(next) = client.poll_next(cx) {
             return Poll::Ready(Waited::For(next));
@@ -122,7 +137,12 @@ async fn wait<S: Transport>(
             has_begun = true;
             deadline.set(Instant::now() + limits.header_timeout);
         }
-        if deadline.poll_over(cx).is_ready() {
+        while deadline.poll_over(cx).is_ready() {
+            if !has_begun && !std::mem::replace(&mut has_rested, true) {
+                client.rest();
+                deadline.set(idle_until);
+                continue;
+            }
             return Poll::Ready(Waited::Late(has_begun));
         }
         if !has_begun && drain.as_mut().poll(cx).is_ready() {

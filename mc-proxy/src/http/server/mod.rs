@@ -7,6 +7,7 @@ mod h2;
 use super::site::Site;
 use crate::{
     conn::Outcome,
+    net::socket::Socket,
     tls::{Alpn, TlsStream},
 };
 
@@ -15,6 +16,11 @@ use crate::{
 pub async fn serve(site: Site, stream: TlsStream, alpn: Option<Alpn>) -> (Outcome, u64, u64) {
     match alpn {
         Some(Alpn::H2) => h2::serve(site, stream).await,
-        Some(Alpn::Http11) | None => h1::serve(&site, stream).await,
+        Some(Alpn::Http11) | None => h1::serve(&site, stream, &[], h1::Service::Proxy).await,
     }
+}
+
+/// Serves a client that speaks HTTP without TLS: all that it is told is where to go. `begun`: what has been read already.
+pub async fn redirect(site: Site, socket: Socket, begun: &[u8]) -> (Outcome, u64, u64) {
+    h1::serve(&site, socket, begun, h1::Service::Redirect).await
 }

@@ -1,6 +1,6 @@
 //! New connections to backends.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -83,7 +83,32 @@ impl Spoken {
 }
 
 impl Backends {
-    pub(super) async fn dial(
+    /// Makes a connection, or waits for one that is being made and can be shared.
+    pub(super) async fn make(
+        &self,
+        idle: &Arc<Idle>,
+        place: usize,
+        backend: &BackendAddr,
+        spoken: Spoken,
+        wanted: &Wanted<'_>,
+    ) -> Result<Kind, ConnectError> {
+        let gate = idle.gate(place);
+        if spoken == Spoken::Http1 || (spoken == Spoken::Either && gate.is_http1.load(Relaxed)) {
+            return self.dial(idle, place, backend, spoken, wanted).await;
+        }
+        let deadline = Instant::now() + wanted.terms.connect_timeout;
+        let late = |_| DialError::Timeout(wanted.terms.connect_timeout);
+        let made = timeout_at(deadline, gate.making.lock()).await.map_err(late)?;
+        if let Some(kind) = spoken.waiting(idle, place, wanted) {
+            return Ok(kind);
+        }
+        let kind = self.dial(idle, place, backend, spoken, wanted).await?;
+        gate.is_http1.store(matches!(kind, Kind::H1(_)), Relaxed);
+        drop(made);
+        Ok(kind)
+    }
+
+    async fn dial(
         &self,
         idle: &Arc<Idle>,
         place: usize,

@@ -40,7 +40,7 @@ pub struct Backend {
 impl Backend {
     pub(super) fn new(io: Io, limits: HeadLimits, open: Open) -> Self {
         Self {
-            connection: Connection::new(Wire::new(io), limits),
+            connection: Connection::new(Wire::new(io, &[]), limits),
             reader: HeadReader::default(),
             limits,
             method: Method::GET,
@@ -113,6 +113,7 @@ impl Backend {
 
     /// Leaves this worker's reactor for that of another one.
     pub(super) fn leave(&mut self) {
+        self.rest();
         self.connection.wire().io().socket_mut().deregister();
     }
 

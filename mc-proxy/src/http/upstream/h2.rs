@@ -1,77 +1,243 @@
-//! A backend that is spoken to in HTTP/2.
+//! A backend that is spoken to in HTTP/2: connections that many requests share, on the worker that made them.
+
+mod backend;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    convert::Infallible,
-    task::{Context, Poll},
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use ::http::HeaderMap;
-use bytes::Bytes;
+use ::h2::{
+    client::{Builder, Connection, SendRequest},
+    ext::Protocol,
+};
+use ::http::{
+    HeaderMap, HeaderName, Method, Uri, Version, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
 use tokio::time::Instant;
 
+pub use self::backend::Backend;
 use super::{io::Io, pool::Open};
 use crate::http::{
+    deadline::Deadline,
+    h1::{HeadLimits, Target},
+    h2::{
+        FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, broken,
+        chunk::Chunk,
+        guard::Guard,
+        guarded::{Guarded, Watch},
+    },
     limits::HttpLimits,
-    message::{Answer, Broken, Part, Request, Sink, Source, Upstream},
+    message::{Broken, Request},
+    websocket,
 };
 
-#[derive(Clone, Debug)]
-pub struct Handle(Infallible);
+/// Streams at a time on one connection, even if the backend takes more.
+const STREAMS_MAX: u32 = 100;
 
+/// All streams may have their windows full: a client that does not take its response holds up nobody else's. In bytes.
+const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
+
+/// RFC 9113 §8.2.2, and what pseudo-fields say instead.
+const NOT_SENT: [HeaderName; 7] = [
+    header::HOST,
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// One connection. It ends when its last handle has been dropped and its last stream has ended.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    sender: SendRequest<Chunk>,
+    shared: Arc<Shared>,
+    is_tls: bool,
+    max_fields: usize,
+}
+
+/// What handles, streams and the connection itself know of each other.
 #[derive(Debug)]
-pub struct Backend(Infallible);
+struct Shared {
+    /// Its place among the backend's connections.
+    open: Open,
+    watch: Watch,
+    is_closed: AtomicBool,
+    /// Streams now.
+    active: AtomicUsize,
+    unused_since: Mutex<Instant>,
+}
 
 impl Handle {
-    pub(super) async fn open(_: Io, _: &HttpLimits, _: Open) -> Result<Self, Broken> {
-        Err(Broken::Protocol)
+    /// Begins HTTP/2 on a connection, which is carried on by a task of its own; ready when the backend has sent its SETTINGS (RFC
+    /// 9113 §3.4).
+    pub(super) async fn open(io: Io, limits: &HttpLimits, open: Open) -> Result<Self, Broken> {
+        let is_tls = matches!(io, Io::Tls(_));
+        let heads = HeadLimits::of_responses(limits);
+        let (io, watch) = Guarded::new(io, Guard::of_backends(), 0);
+        let handshake = Builder::new()
+            .enable_push(false)
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_MAX)
+            .header_table_size(HEADER_TABLE)
+            .max_header_list_size(u32::try_from(heads.head_bytes).unwrap_or(u32::MAX))
+            .max_concurrent_streams(0)
+            .max_send_buffer_size(SEND_BUFFER)
+            .handshake(io);
+        let (sender, mut connection) = handshake.await.map_err(|error| broken(&error))?;
+        poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(_) => Poll::Ready(Err(Broken::Protocol)),
+            Poll::Pending if watch.has_settings() => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        })
+        .await?;
+        let shared = Arc::new(Shared {
+            open,
+            watch,
+            is_closed: false.into(),
+            active: 0.into(),
+            unused_since: Mutex::new(Instant::now()),
+        });
+        tokio::spawn(drive(connection, Arc::clone(&shared), limits.write_timeout));
+        Ok(Self { sender, shared, is_tls, max_fields: heads.fields })
     }
+
+    /// Which of the pool's backends it is connected to.
     pub(super) fn place(&self) -> usize {
-        match self.0 {}
+        self.shared.open.place()
     }
+
+    /// Whether it takes no more requests: it is gone, or the backend has said GOAWAY.
     pub(super) fn is_closed(&self) -> bool {
-        match self.0 {}
+        let mut cx = Context::from_waker(Waker::noop());
+        self.shared.is_closed.load(Relaxed) || matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
+
+    /// Whether another stream may be opened now.
     pub(super) fn has_room(&self) -> bool {
-        match self.0 {}
+        let max = self.sender.current_max_send_streams().min(STREAMS_MAX as usize);
+        self.shared.active.load(Relaxed) < max
     }
-    pub(super) fn close_if_unused(&self, _: Instant, _: Duration) -> bool {
-        match self.0 {}
+
+    /// Whether it has had no stream for so long, and is to be dropped.
+    pub(super) fn close_if_unused(&self, now: Instant, timeout: Duration) -> bool {
+        let since = *self.shared.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.shared.active.load(Relaxed) == 0 && now.saturating_duration_since(since) >= timeout
     }
-    pub(super) fn close(self) {
-        match self.0 {}
+
+    /// Gives it up; streams that are there go on to their ends.
+    pub(super) fn close(self) {}
+
+    /// Opens a stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
+    /// longer than it wants to.
+    ///
+    /// # Errors
+    /// When the connection takes no more, or the backend does not know extended CONNECT (RFC 8441 §3); nothing has been sent
+    /// then.
+    pub(super) async fn send(mut self, request: &Request) -> Result<Backend, Broken> {
+        poll_fn(|cx| self.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        let head = self.head(request)?;
+        let before = self.shared.watch.transferred();
+        let ends = request.content.is_empty() && request.upgrade.is_none();
+        let (response, stream) = self.sender.send_request(head, ends).map_err(|error| broken(&error))?;
+        Ok(Backend::new(request, response, stream, self.max_fields, self.shared, before))
     }
-    pub(super) async fn send(self, _: &Request) -> Result<Backend, Broken> {
-        match self.0 {}
+
+    fn head(&self, request: &Request) -> Result<::http::Request<()>, Broken> {
+        let mut head = ::http::Request::new(());
+        *head.version_mut() = Version::HTTP_2;
+        *head.method_mut() = request.method.clone();
+        *head.headers_mut() = headers(request);
+        *head.uri_mut() = self.uri(request).ok_or(Broken::Protocol)?;
+        if let Some(protocol) = &request.upgrade {
+            if !self.sender.is_extended_connect_protocol_enabled() {
+                return Err(Broken::Protocol);
+            }
+            let protocol = protocol.to_str().map_err(|_| Broken::Protocol)?;
+            *head.method_mut() = Method::CONNECT;
+            head.extensions_mut().insert(Protocol::from(protocol));
+        }
+        Ok(head)
+    }
+
+    fn uri(&self, request: &Request) -> Option<Uri> {
+        let authority = Authority::try_from(request.host.as_bytes())
+            .or_else(|_| Authority::try_from(request.authority.to_string()))
+            .ok()?;
+        let path = match &request.target {
+            Target::Origin(path) => path.clone(),
+            Target::Asterisk => PathAndQuery::from_static("*"),
+        };
+        let scheme = if self.is_tls { Scheme::HTTPS } else { Scheme::HTTP };
+        Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build().ok()
     }
 }
 
-impl Backend {
-    pub fn has_sent(&self) -> bool {
-        match self.0 {}
+fn headers(request: &Request) -> HeaderMap {
+    let mut headers = request.headers.clone();
+    for name in &NOT_SENT {
+        headers.remove(name);
+    }
+    if request.upgrade.is_some() {
+        // RFC 8441 §5.
+        headers.remove(websocket::KEY);
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    headers
+}
+
+impl Shared {
+    /// A stream has begun.
+    fn begin(&self) {
+        self.active.fetch_add(1, Relaxed);
+    }
+
+    /// A stream has ended.
+    fn finish(&self) {
+        if self.active.fetch_sub(1, Relaxed) == 1 {
+            *self.unused_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    /// The connection may be dead: it gets no more requests.
+    fn doubt(&self) {
+        self.is_closed.store(true, Relaxed);
+    }
+
+    /// Bytes from and to the backend.
+    fn transferred(&self) -> (u64, u64) {
+        self.watch.transferred()
     }
 }
-impl Upstream for Backend {
-    fn poll_answer(&mut self, _: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
-        match self.0 {}
-    }
-}
-impl Source for Backend {
-    fn poll_part(&mut self, _: &mut Context<'_>) -> Poll<Result<Option<Part>, Broken>> {
-        match self.0 {}
-    }
-    fn is_ended(&self) -> bool {
-        match self.0 {}
-    }
-}
-impl Sink for Backend {
-    fn poll_data(&mut self, _: &mut Context<'_>, _: &mut Bytes, _: bool) -> Poll<Result<(), Broken>> {
-        match self.0 {}
-    }
-    fn end(&mut self, _: Option<HeaderMap>) -> Result<(), Broken> {
-        match self.0 {}
-    }
-    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Broken>> {
-        match self.0 {}
+
+/// Carries a connection on to its end, which is also that of a backend that takes nothing for `write_timeout`.
+async fn drive(mut connection: Connection<Guarded<Io>, Chunk>, shared: Arc<Shared>, write_timeout: Duration) {
+    let mut deadline = Deadline::new(Instant::now());
+    let result = poll_fn(|cx| {
+        if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+            return Poll::Ready(Some(result));
+        }
+        let Some(since) = shared.watch.stalled_since() else { return Poll::Pending };
+        deadline.set(since + write_timeout);
+        deadline.poll_over(cx).map(|()| None)
+    })
+    .await;
+    shared.is_closed.store(true, Relaxed);
+    match result {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::debug!(%error, "an HTTP/2 connection to a backend failed"),
+        None => tracing::debug!("a backend took nothing over HTTP/2"),
     }
 }

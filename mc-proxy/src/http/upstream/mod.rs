@@ -16,7 +16,7 @@ use std::{
 
 use ::http::HeaderMap;
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use self::connect::ConnectError;
 use self::{connect::Spoken, pool::Idle, tls::ClientTls};
@@ -105,6 +105,20 @@ impl Backends {
         Arc::new(Self { target: target.clone(), tls: ClientTls::of(target), idle })
     }
 
+    /// Whether connections to them are what those of `target` would be.
+    pub fn is_of(&self, target: &Target) -> bool {
+        let Target { backends, backend_tls, backend_ca, backend_server_name, backend_insecure, .. } = &self.target;
+        let Target { backend_protocol, send_proxy, transparent, .. } = &self.target;
+        *backends == target.backends
+            && *backend_tls == target.backend_tls
+            && *backend_ca == target.backend_ca
+            && *backend_server_name == target.backend_server_name
+            && *backend_insecure == target.backend_insecure
+            && *backend_protocol == target.backend_protocol
+            && *send_proxy == target.send_proxy
+            && *transparent == target.transparent
+    }
+
     /// The target.
     pub fn target(&self) -> &Target {
         &self.target
@@ -141,7 +155,8 @@ impl Backends {
                 return Ok(Connected { kind, place, connecting: None });
             }
             let begun = Instant::now();
-            match self.dial(idle, place, backend, spoken, wanted).await {
+            // Apart: what a connection takes to be made, the many requests that find one need not have room for.
+            match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
                 Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
                 Err(error) => last = (error, Some(backend)),
             }
@@ -165,17 +180,21 @@ impl Backends {
 }
 
 impl Connected {
-    /// Begins a request; an HTTP/1.1 connection sends it with the next flush.
+    /// Begins a request; an HTTP/1.1 connection sends it with the next flush, one of HTTP/2 when it takes another stream, within
+    /// `patience`.
     ///
     /// # Errors
     /// When the connection is gone meanwhile; nothing has been sent then.
-    pub async fn send(self, request: &Request, random: u128) -> Result<Exchanging, Broken> {
+    pub async fn send(self, request: &Request, random: u128, patience: Duration) -> Result<Exchanging, Broken> {
         match self.kind {
             Kind::H1(mut backend) => {
                 backend.send(request, random);
                 Ok(Exchanging::H1(backend))
             }
-            Kind::H2(handle) => Ok(Exchanging::H2(Box::new(handle.send(request).await?))),
+            Kind::H2(handle) => {
+                let sent = Box::pin(timeout(patience, handle.send(request))).await.map_err(|_| Broken::Refused)?;
+                Ok(Exchanging::H2(Box::new(sent?)))
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::available_parallelism,
     time::Duration,
@@ -18,6 +18,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{h1, h2};
+
+/// A connection that has not been used for so long gets its buffers with its next request.
+const REST: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// This worker's part of every pool.
@@ -42,6 +45,17 @@ struct Kept {
     h1: Vec<(h1::Backend, Instant)>,
     h2: Vec<h2::Handle>,
     is_listed: bool,
+    /// By backend: held while a connection is made that others may share.
+    gates: Vec<Arc<Gate>>,
+}
+
+/// Who wants an HTTP/2 connection waits for the one that is being made, and does not make another.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Held while a connection is made.
+    pub(super) making: tokio::sync::Mutex<()>,
+    /// The backend was asked, and has chosen HTTP/1.1: there is nothing to wait for.
+    pub(super) is_http1: AtomicBool,
 }
 
 /// A place among the connections to a backend; given back when dropped.
@@ -119,14 +133,13 @@ impl Idle {
     }
 
     /// Keeps a connection for the next request, if there are not `max` of its backend already.
-    pub(super) fn keep_h1(self: &Arc<Self>, mut backend: h1::Backend, max: usize) {
+    pub(super) fn keep_h1(self: &Arc<Self>, backend: h1::Backend, max: usize) {
         let mut own = lock(self.part());
         if own.h1.len() >= max.saturating_mul(self.open.len()) {
             drop(own);
             backend.close();
             return;
         }
-        backend.rest();
         own.h1.push((backend, Instant::now()));
         self.list(&mut own);
     }
@@ -136,6 +149,15 @@ impl Idle {
         let mut own = lock(self.parts.get()?.get(self.home())?);
         own.h2.retain(|handle| !handle.is_closed());
         own.h2.iter().find(|handle| handle.place() == place && handle.has_room()).cloned()
+    }
+
+    /// This worker's gate of a backend.
+    pub(super) fn gate(&self, place: usize) -> Arc<Gate> {
+        let mut own = lock(self.part());
+        if own.gates.len() <= place {
+            own.gates.resize_with(self.open.len().max(place + 1), Arc::default);
+        }
+        own.gates.get(place).map(Arc::clone).unwrap_or_default()
     }
 
     /// Lets this worker's requests share a connection.
@@ -158,6 +180,9 @@ impl Idle {
         let mut own = lock(self.part());
         let is_old = |since: &Instant| now.saturating_duration_since(*since) >= timeout;
         own.h1.retain_mut(|(backend, _)| backend.is_fresh());
+        for (backend, _) in own.h1.iter_mut().filter(|(_, since)| now.saturating_duration_since(*since) >= REST) {
+            backend.rest();
+        }
         own.h1.extract_if(.., |(_, since)| is_old(since)).for_each(|(backend, _)| backend.close());
         own.h2.retain(|handle| !handle.is_closed() && !handle.close_if_unused(now, timeout));
         own.is_listed = !own.h1.is_empty() || !own.h2.is_empty();

@@ -43,6 +43,9 @@ pub enum TlsError {
     Handshake(#[source] std::io::Error),
 }
 
+/// Names for ALPN.
+pub(super) type Offer = &'static [&'static [u8]];
+
 /// How TLS is spoken with a route's backends.
 #[derive(Debug)]
 pub(super) struct ClientTls {
@@ -50,7 +53,7 @@ pub(super) struct ClientTls {
     is_insecure: bool,
     server_name: Option<ServerName<'static>>,
     /// By ALPN offer. What cannot be made is tried again with the next connection.
-    configs: Mutex<Vec<(&'static [&'static [u8]], Arc<ClientConfig>)>>,
+    configs: Mutex<Vec<(Offer, Arc<ClientConfig>)>>,
 }
 
 impl ClientTls {
@@ -69,7 +72,7 @@ impl ClientTls {
         &self,
         socket: Socket,
         backend: &BackendAddr,
-        alpn: &'static [&'static [u8]],
+        alpn: Offer,
     ) -> Result<TlsStream<Socket>, TlsError> {
         let name = match (&self.server_name, backend) {
             (Some(name), _) => name.clone(),
@@ -86,7 +89,7 @@ impl ClientTls {
         connector.connect(name, socket).await.map_err(TlsError::Handshake)
     }
 
-    fn config(&self, alpn: &'static [&'static [u8]]) -> Result<Arc<ClientConfig>, TlsError> {
+    fn config(&self, alpn: Offer) -> Result<Arc<ClientConfig>, TlsError> {
         let mut configs = self.configs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, config)) = configs.iter().find(|(known, _)| *known == alpn) {
             return Ok(Arc::clone(config));

@@ -143,27 +143,10 @@ fn add_latencies(metrics: &mut Metrics, window: &Window) -> anyhow::Result<()> {
 }
 
 fn common(stage: &Stage<'_>, peer: &Running, window: &Window, shares_cpu: bool) -> Metrics {
-    let usage = &window.usage;
-    let machine = &stage.setting.machine;
-    let percent = |secs: f64| 100.0 * secs / usage.secs;
-    let mut metrics = Metrics::from([
-        ("errors", window.client.errors as f64),
-        ("proxy_cpu_pct", percent(usage.proxy)),
-        ("load_cpu_pct", percent(usage.load)),
-        ("kernel_cpu_pct", percent(usage.kernel_threads)),
-        ("busy_pct", percent(usage.busy)),
-        ("foreign_pct", percent(usage.foreign)),
-        ("steal_pct", percent(usage.steal)),
-    ]);
-    let of_core = |cpu: usize| usage.busy_of.get(&cpu).map(|&secs| percent(secs));
-    if let Some(busy) = of_core(machine.load_cpu) {
-        metrics.insert("load_core_pct", busy);
-    }
     // Where the proxy has no CPU of its own, one figure says all.
-    let is_apart = peer.process.is_some() && !shares_cpu && machine.load_cpu != machine.proxy_cpu;
-    if let Some(busy) = of_core(machine.proxy_cpu).filter(|_| is_apart) {
-        metrics.insert("proxy_core_pct", busy);
-    }
+    let is_apart = peer.process.is_some() && !shares_cpu;
+    let mut metrics = window.usage.shares(&stage.setting.machine, is_apart);
+    metrics.insert("errors", window.client.errors as f64);
     metrics
 }
 

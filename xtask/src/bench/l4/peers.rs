@@ -3,12 +3,11 @@
 use std::fs;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, bail};
 
 use super::super::load::hello::SERVER_NAME;
-use super::super::{MC_PROXY, packages};
+use super::super::{MC_PROXY, packages, process};
 
 /// Traffic without a proxy.
 pub(super) const DIRECT: &str = "direct";
@@ -154,12 +153,7 @@ impl Peer {
 
     /// The first line that the program prints about its version.
     pub(super) fn version(&self, program: &Path) -> anyhow::Result<String> {
-        let output = Command::new(program).args(self.version_args).output().context("asking for the version")?;
-        let said = [output.stdout, output.stderr].concat();
-        let said = String::from_utf8_lossy(&said);
-        let line = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("unknown");
-        // Some begin with the path they were run by.
-        Ok(line.replace(&*program.to_string_lossy(), "").trim().to_owned())
+        process::version(program, self.version_args)
     }
 
     /// The configuration for a site.

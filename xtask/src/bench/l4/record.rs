@@ -1,11 +1,8 @@
-//! What a run leaves in JSON: the machine, the programs, their configurations, and one record per measurement.
-
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+//! What a run leaves in JSON beside the machine and the programs: one record per measurement.
 
 use serde::Serialize;
 
-use super::super::record::{Machine, Metrics, write_whole};
+use super::super::record::{self, Metrics};
 use super::super::topology::Layout;
 
 /// What is measured.
@@ -60,34 +57,4 @@ pub(super) struct Record {
 }
 
 /// Everything a run leaves.
-#[derive(Debug, Serialize)]
-pub(super) struct Document {
-    pub(super) started: String,
-    pub(super) machine: Machine,
-    pub(super) rounds: u32,
-    pub(super) secs: f64,
-    pub(super) sysctl: BTreeMap<&'static str, &'static str>,
-    pub(super) versions: BTreeMap<&'static str, String>,
-    /// Each peer's configuration file as it was in force.
-    pub(super) configurations: BTreeMap<&'static str, String>,
-    /// Peers that are not here, and cases that failed, with the reason.
-    pub(super) notes: Vec<String>,
-    pub(super) records: Vec<Record>,
-    #[serde(skip)]
-    pub(super) path: PathBuf,
-}
-
-impl Document {
-    /// Prints a remark and keeps it, once.
-    pub(super) fn note(&mut self, note: String) {
-        if !self.notes.contains(&note) {
-            println!("  note: {note}");
-            self.notes.push(note);
-        }
-    }
-
-    /// Writes the JSON file, whole or not at all.
-    pub(super) fn save(&self) -> anyhow::Result<()> {
-        write_whole(&self.path, &serde_json::to_vec_pretty(self)?)
-    }
-}
+pub(super) type Document = record::Document<Record>;

@@ -4,6 +4,7 @@
 
 pub(crate) mod counters;
 pub(crate) mod hello;
+pub(crate) mod https;
 
 mod backend;
 mod client;
@@ -94,6 +95,15 @@ enum Role {
     },
     /// Checks that bytes come back unharmed.
     Probe(Common),
+    /// Asks over TLS.
+    Https(https::Client),
+    /// Answers in plaintext what a proxy was asked over TLS.
+    HttpsBackend {
+        #[command(flatten)]
+        common: Common,
+        #[arg(long)]
+        speaks: https::Speaks,
+    },
     /// A job of the firewall benchmark, in JSON.
     Firewall { job: String },
     /// Becomes another program, tied to the benchmark's life.
@@ -159,6 +169,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             stall::stall(&common.plan()?, (*direction, *before), go, common.counters()?)
         }
         Role::Probe(common) => client::probe(&common.plan()?),
+        Role::Https(client) => print(https::client(client)?),
+        Role::HttpsBackend { common, speaks } => https::backend(common, *speaks),
         Role::Firewall { job } => super::firewall::jobs::run(job),
         Role::Exec { command } => {
             let (program, arguments) = command.split_first().context("no command")?;
@@ -179,7 +191,7 @@ fn raise_descriptor_limit() -> anyhow::Result<()> {
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("setrlimit")
 }
 
-fn print(latencies: Latencies) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string(&latencies)?);
+fn print(outcome: impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(&outcome)?);
     Ok(())
 }

@@ -1,0 +1,174 @@
+//! The content of a stream, in both directions and for both roles.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use ::h2::{RecvStream, SendStream};
+use ::http::HeaderMap;
+use bytes::Bytes;
+
+use super::{
+    SEND_BUFFER, broken,
+    chunk::{Chunk, Gauge},
+};
+use crate::http::{
+    fields::translate::check_h2,
+    message::{Broken, Part},
+};
+
+/// What the peer sends.
+#[derive(Debug)]
+pub struct Incoming {
+    stream: RecvStream,
+    /// Bytes of the last part, for which the peer gets no window before the next one is asked for.
+    held: usize,
+    max_fields: usize,
+    has_ended: bool,
+}
+
+/// What the peer gets.
+#[derive(Debug)]
+pub struct Outgoing {
+    stream: SendStream<Chunk>,
+    gauge: Arc<Gauge>,
+    has_ended: bool,
+}
+
+impl Incoming {
+    /// `max_fields`: of trailers.
+    pub fn new(stream: RecvStream, max_fields: usize) -> Self {
+        Self { stream, held: 0, max_fields, has_ended: false }
+    }
+
+    /// See [`Source::poll_part`](crate::http::message::Source::poll_part).
+    pub fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Part>, Broken>> {
+        if self.has_ended {
+            return Poll::Ready(Ok(None));
+        }
+        self.release();
+        loop {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    self.held = data.len();
+                    return Poll::Ready(Ok(Some(Part::Data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
+                None => break,
+            }
+        }
+        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| broken(&error))?;
+        self.has_ended = true;
+        let Some(trailers) = trailers else { return Poll::Ready(Ok(None)) };
+        if trailers.len() > self.max_fields || check_h2(&trailers).is_err() {
+            return Poll::Ready(Err(Broken::Protocol));
+        }
+        Poll::Ready(Ok(Some(Part::Trailers(trailers))))
+    }
+
+    /// Whether the last part has been given.
+    pub fn is_ended(&self) -> bool {
+        self.has_ended || self.stream.is_end_stream()
+    }
+
+    fn release(&mut self) {
+        if self.held > 0 {
+            // Never more than has come; of a stream that has ended meanwhile the connection has it already.
+            let _ = self.stream.flow_control().release_capacity(std::mem::take(&mut self.held));
+        }
+    }
+}
+
+impl Outgoing {
+    /// A stream whose head has been sent. `has_ended`: and with it all.
+    pub fn new(stream: SendStream<Chunk>, has_ended: bool) -> Self {
+        Self { stream, gauge: Arc::default(), has_ended }
+    }
+
+    /// See [`Sink::poll_data`](crate::http::message::Sink::poll_data). Takes what the peer's window and the stream's buffer have room for.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>> {
+        if self.has_ended {
+            // To HEAD and 304 there is none.
+            data.clear();
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(broken) = self.poll_gone(cx) {
+            return Poll::Ready(Err(broken));
+        }
+        while !data.is_empty() {
+            self.stream.reserve_capacity(data.len().min(SEND_BUFFER));
+            let room = self.stream.capacity();
+            if room == 0 {
+                match ready!(self.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
+                    None => return Poll::Ready(Err(Broken::Reset)),
+                }
+            }
+            let piece = data.split_to(room.min(data.len()));
+            self.send(piece, is_last && data.is_empty())?;
+        }
+        if is_last {
+            self.end(None)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// See [`Sink::end`](crate::http::message::Sink::end).
+    ///
+    /// # Errors
+    /// When the stream is gone.
+    pub fn end(&mut self, trailers: Option<HeaderMap>) -> Result<(), Broken> {
+        if self.has_ended {
+            return Ok(());
+        }
+        match trailers {
+            Some(trailers) => {
+                self.stream.send_trailers(trailers).map_err(|error| broken(&error))?;
+                self.has_ended = true;
+                Ok(())
+            }
+            None => self.send(Bytes::new(), true),
+        }
+    }
+
+    /// See [`Sink::poll_flush`](crate::http::message::Sink::poll_flush).
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if let Poll::Ready(broken) = self.poll_gone(cx) {
+            return Poll::Ready(Err(broken));
+        }
+        self.gauge.poll_empty(cx).map(Ok)
+    }
+
+    /// Ready when the peer has reset the stream, or is gone.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Broken> {
+        self.stream.poll_reset(cx).map(|reset| match reset {
+            Ok(::h2::Reason::REFUSED_STREAM) => Broken::Refused,
+            Ok(_) => Broken::Reset,
+            Err(error) => broken(&error),
+        })
+    }
+
+    /// Gives the stream up, with what has not been written.
+    pub fn reset(&mut self, reason: ::h2::Reason) {
+        self.stream.send_reset(reason);
+    }
+
+    /// Whether all has been given.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Grows with what has been written.
+    pub fn written(&self) -> u64 {
+        self.gauge.written()
+    }
+
+    fn send(&mut self, data: Bytes, is_last: bool) -> Result<(), Broken> {
+        self.stream.send_data(Chunk::new(data, &self.gauge), is_last).map_err(|error| broken(&error))?;
+        self.has_ended |= is_last;
+        Ok(())
+    }
+}
