@@ -144,6 +144,8 @@ impl Backends {
         let count = self.target.backends.len();
         let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
         let mut last = (ConnectError::None, None);
+        // A request does not wait for each of many that are down.
+        let give_up_at = Instant::now() + 2 * wanted.terms.connect_timeout;
         for place in (0..count).map(|offset| start.wrapping_add(offset) % count) {
             let Some(backend) = self.target.backends.get(place) else { continue };
             if self.target.transparent && !transparent::is_possible(wanted.client, backend) {
@@ -159,6 +161,9 @@ impl Backends {
             match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
                 Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
                 Err(error) => last = (error, Some(backend)),
+            }
+            if Instant::now() >= give_up_at {
+                break;
             }
         }
         Err(last)
@@ -200,6 +205,14 @@ impl Connected {
 }
 
 impl Exchanging {
+    /// Whether something of a response has come.
+    pub fn has_answered(&mut self) -> bool {
+        match self {
+            Self::H1(backend) => backend.has_answered(),
+            Self::H2(backend) => backend.has_answered(),
+        }
+    }
+
     /// Whether the backend may have seen a part of the request.
     pub fn has_sent(&mut self) -> bool {
         match self {

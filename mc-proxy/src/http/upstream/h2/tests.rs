@@ -224,7 +224,7 @@ async fn what_is_dropped_is_reset() {
 #[tokio::test]
 async fn a_connection_ends_with_its_last_handle() {
     let (handle, mut server) = open(&server::Builder::new()).await;
-    handle.close();
+    drop(handle);
     assert!(soon(server.accept()).await.is_none());
 }
 
