@@ -274,5 +274,5 @@ async fn a_web_socket() {
 #[tokio::test]
 async fn a_backend_without_extended_connect() {
     let (handle, _server) = open(&server::Builder::new()).await;
-    assert_eq!(handle.send(&upgrade(None)).await.unwrap_err(), Broken::Protocol);
+    assert_eq!(handle.send(&upgrade(None)).await.unwrap_err(), Broken::Unsupported);
 }
