@@ -184,6 +184,7 @@ async fn reach<'a, D: Downstream>(
     let own = site.own(backends);
     let wanted = Wanted {
         client: site.client,
+        server_name: site.server_name.as_ref(),
         header: if own.is_some() { &site.header } else { &[] },
         is_grpc: is_grpc(&request.headers),
         is_upgrade: request.upgrade.is_some(),

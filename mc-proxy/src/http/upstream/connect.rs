@@ -131,7 +131,7 @@ impl Backends {
         let late = || DialError::Timeout(terms.connect_timeout);
         let (io, is_h2) = if self.target.backend_tls {
             socket.register_both().map_err(DialError::Connect)?;
-            let handshake = self.tls.connect(socket, backend, spoken.alpn());
+            let handshake = self.tls.connect(socket, backend, wanted.server_name, spoken.alpn());
             let stream = timeout_at(deadline, handshake).await.map_err(|_| late())??;
             let is_h2 = match (spoken, stream.get_ref().1.alpn_protocol()) {
                 (_, Some(b"h2")) => true,
