@@ -38,6 +38,8 @@ pub(super) struct Flow<'a, D> {
     body_timeout: Duration,
     expects_continue: bool,
     has_informed: bool,
+    /// Bytes from the backend that the connection's record knows of.
+    told: u64,
 }
 
 /// When something last moved.
@@ -94,6 +96,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
             body_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.body_timeout },
             expects_continue: request.expects_continue,
             has_informed: false,
+            told: 0,
         }
     }
 
@@ -208,7 +211,15 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if is_tunnel {
             self.up = Pump::new(false, u64::MAX);
         }
-        poll_fn(|cx| self.poll_content(cx, is_tunnel)).await
+        let ended = poll_fn(|cx| self.poll_content(cx, is_tunnel)).await;
+        self.tell();
+        ended
+    }
+
+    /// Tells the connection's record what has come from the backend.
+    fn tell(&mut self) {
+        let bytes = self.down.bytes();
+        self.site.shared.add_from_backends(bytes - std::mem::replace(&mut self.told, bytes));
     }
 
     fn poll_content(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Poll<(Left, Outcome)> {
@@ -257,6 +268,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if seen != self.progress.seen {
             self.progress.seen = seen;
             self.progress.at = Instant::now();
+            self.tell();
             let elapsed = self.progress.at - self.progress.begun_at;
             if !self.up.is_done() && self.site.edge().http.is_too_slow(self.up.bytes(), elapsed) {
                 return Poll::Ready(());

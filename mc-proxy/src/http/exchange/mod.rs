@@ -185,7 +185,7 @@ async fn reach<'a, D: Downstream>(
     let wanted = Wanted {
         client: site.client,
         server_name: site.server_name.as_ref(),
-        header: if own.is_some() { &site.header } else { &[] },
+        announced: site.announced.as_ref(),
         is_grpc: is_grpc(&request.headers),
         is_upgrade: request.upgrade.is_some(),
         own: own.as_ref(),

@@ -120,9 +120,11 @@ impl Backends {
         let open = idle.open(place, terms.limits.max_backend_connections).ok_or(ConnectError::Full)?;
         let deadline = Instant::now() + terms.connect_timeout;
         let source = self.target.transparent.then_some(wanted.client);
+        let announced = self.target.send_proxy.zip(wanted.announced);
+        let first = announced.map(|(version, announced)| announced.header(version)).unwrap_or_default();
         let attempt = Dial {
             backend,
-            first: wanted.header,
+            first: &first,
             source,
             mark: source.map(|_| terms.transparent_mark),
             timeout: terms.connect_timeout,

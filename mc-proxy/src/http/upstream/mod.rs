@@ -25,6 +25,7 @@ use super::{
     message::{Answer, Broken, Part, Request, Sink, Source, Upstream},
 };
 use crate::{
+    conn::Announced,
     desired::Target,
     net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, transparent},
     tls::{ServerName, certs::Roots},
@@ -45,8 +46,8 @@ pub struct Wanted<'a> {
     pub client: ClientAddr,
     /// What the client asked for in the handshake.
     pub server_name: Option<&'a ServerName>,
-    /// The PROXY header that a new connection begins with; may be empty.
-    pub header: &'a [u8],
+    /// What the PROXY header of a new connection tells, on routes that send one.
+    pub announced: Option<&'a Announced>,
     /// gRPC needs HTTP/2 (its trailers and its streams).
     pub is_grpc: bool,
     /// An upgrade is asked for.
