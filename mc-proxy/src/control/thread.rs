@@ -238,13 +238,18 @@ impl Thread {
         }
         let staged = self.stage_certificate(&route)?;
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;
-        if let Some(staged) = staged {
+        if let Some((staged, authorities)) = staged {
             self.owned.certificates.commit(staged, SystemTime::now());
+            if let Some(authorities) = authorities {
+                self.owned.certificates.commit_authorities(authorities);
+            }
         }
         self.publish(index, |routes| match routes.iter_mut().find(|known| known.is(&route.key())) {
             Some(known) => *known = route,
             None => routes.push(route),
         });
+        // Other routes may name the same file.
+        self.publish_authorities();
         Ok(())
     }
 
@@ -291,7 +296,7 @@ impl Thread {
     }
 
     /// Changes a listener's routes in memory: connections from now on see the new table as a whole.
-    fn publish(&mut self, index: usize, change: impl FnOnce(&mut Vec<Route>)) {
+    pub(super) fn publish(&mut self, index: usize, change: impl FnOnce(&mut Vec<Route>)) {
         let Owned { listeners, listening, certificates, .. } = &mut self.owned;
         if let (Some(listener), Some(listening)) = (listeners.get_mut(index), listening.get(index)) {
             change(&mut listener.routes);

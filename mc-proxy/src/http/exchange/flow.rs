@@ -43,6 +43,8 @@ pub(super) struct Flow<'a, D> {
     has_rate: bool,
     expects_continue: bool,
     has_informed: bool,
+    /// Bytes from the backend that the connection's record knows of.
+    told: u64,
 }
 
 /// When something last moved.
@@ -114,6 +116,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
             has_rate: !is_grpc,
             expects_continue: request.expects_continue,
             has_informed: false,
+            told: 0,
         }
     }
 
@@ -237,7 +240,15 @@ impl<'a, D: Downstream> Flow<'a, D> {
             self.up = Pump::new(false, u64::MAX);
             self.has_rate = false;
         }
-        poll_fn(|cx| self.poll_content(cx, is_tunnel)).await
+        let ended = poll_fn(|cx| self.poll_content(cx, is_tunnel)).await;
+        self.tell();
+        ended
+    }
+
+    /// Tells the connection's record what has come from the backend.
+    fn tell(&mut self) {
+        let bytes = self.down.bytes();
+        self.site.shared.add_from_backends(bytes - std::mem::replace(&mut self.told, bytes));
     }
 
     fn poll_content(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Poll<(Left, Outcome)> {
@@ -301,6 +312,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
         let is_held = !self.down.is_done() && self.down.waits_for() == End::Sink;
         if taken != self.progress.taken || (!is_held && parts != self.progress.parts) {
             self.progress.at = Instant::now();
+            self.tell();
             let elapsed = self.progress.at - self.progress.begun_at;
             let is_clients = !self.up.is_done() && self.up.waits_for() == End::Source && self.has_rate;
             if is_clients && self.site.edge().http.is_too_slow(self.up.bytes(), elapsed) {

@@ -184,7 +184,8 @@ async fn reach<'a, D: Downstream>(
     let own = site.own(backends);
     let wanted = Wanted {
         client: site.client,
-        header: if own.is_some() { &site.header } else { &[] },
+        server_name: site.server_name.as_ref(),
+        announced: site.announced.as_ref(),
         is_grpc: is_grpc(&request.headers),
         is_upgrade: request.upgrade.is_some(),
         own: own.as_ref(),

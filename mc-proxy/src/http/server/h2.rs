@@ -67,15 +67,16 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
 
 /// Serves a client until one of the two has had enough.
-pub(super) async fn serve(site: Site, stream: TlsStream) -> (Outcome, u64, u64) {
+pub(super) async fn serve(site: Site, stream: TlsStream) -> Outcome {
     Box::pin(serve_over(Arc::new(site), stream)).await
 }
 
-async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> (Outcome, u64, u64) {
+async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> Outcome {
     let limits = &site.edge().http;
     let (stream, watch) = Guarded::new(stream, Guard::of_clients(limits), LINGER_BYTES);
     let begun_at = Instant::now();
-    let outcome = match timeout(limits.header_timeout, builder(limits).handshake(stream)).await {
+    let _counted = Counted { site: Arc::clone(&site), watch: watch.clone() };
+    match timeout(limits.header_timeout, builder(limits).handshake(stream)).await {
         Ok(Ok(h2)) => Connection::new(Arc::clone(&site), h2, watch.clone(), begun_at).run().await,
         Ok(Err(error)) if error.is_io() => Outcome::ClientReset,
         Ok(Err(error)) => {
@@ -86,9 +87,20 @@ async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> (Outcome, u64, 
             site.report(OffenceKind::Timeout);
             Outcome::Idle
         }
-    };
-    let (from_client, _) = watch.transferred();
-    (outcome, from_client, site.from_backends())
+    }
+}
+
+/// Tells what has come from the client, also when it is cut off.
+struct Counted {
+    site: Arc<Site>,
+    watch: Watch,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let (from_client, _) = self.watch.transferred();
+        self.site.shared.set_from_client(from_client);
+    }
 }
 
 /// The [`Guard`] counts in windows; the crate has limits of its own within one read, for all of a connection, and for the
@@ -189,7 +201,7 @@ impl<S: Transport> Connection<S> {
             if let Some(violation) = self.watch.violation()
                 && !matches!(self.stage, Stage::Ending(..))
             {
-                tracing::debug!(client = %self.site.client, reason = %violation, "HTTP/2 was abused");
+                tracing::debug!(client = %self.site.shown_client(), reason = %violation, "HTTP/2 was abused");
                 self.abuse();
             }
             if self.stage == Stage::Serving && drain.as_mut().poll(cx).is_ready() {

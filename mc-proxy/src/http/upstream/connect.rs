@@ -130,9 +130,11 @@ impl Backends {
         let open = idle.open(place, max).or_else(|| if idle.evict(place) { idle.open(place, max) } else { None });
         let open = open.ok_or(ConnectError::Full)?;
         let source = self.target.transparent.then_some(wanted.client);
+        let announced = self.target.send_proxy.zip(wanted.announced);
+        let first = announced.map(|(version, announced)| announced.header(version)).unwrap_or_default();
         let attempt = Dial {
             backend,
-            first: wanted.header,
+            first: &first,
             source,
             mark: source.map(|_| terms.transparent_mark),
             timeout: deadline.saturating_duration_since(Instant::now()),
@@ -148,7 +150,7 @@ impl Backends {
         let late = || DialError::Timeout(terms.connect_timeout);
         let (io, is_h2) = if self.target.backend_tls {
             socket.register_both().map_err(DialError::Connect)?;
-            let handshake = self.tls.connect(socket, backend, spoken.alpn());
+            let handshake = self.tls.connect(socket, backend, wanted.server_name, spoken.alpn());
             let stream = timeout_at(deadline, handshake).await.map_err(|_| late())??;
             let is_h2 = match (spoken, stream.get_ref().1.alpn_protocol()) {
                 (_, Some(b"h2")) => true,
