@@ -318,12 +318,12 @@ fn offend(site: &Site, error: &::h2::Error) {
     if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
         report_abuse(site);
     } else {
-        site.report(OffenceKind::Policy);
+        site.report(OffenceKind::Http);
     }
 }
 
 /// A connection is ended for what it costs.
 fn report_abuse(site: &Site) {
     site.edge().http_counters.count_abuse();
-    site.report(OffenceKind::Policy);
+    site.report(OffenceKind::Http);
 }

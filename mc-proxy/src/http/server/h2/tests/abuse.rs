@@ -39,7 +39,7 @@ async fn flood(flood: &[u8]) {
     drop(far);
     assert_eq!(soon(served).await.unwrap().0, Outcome::Closed);
     assert_eq!(around.edge.http_counters.abuse(), 1);
-    assert_eq!(around.offences.recv().await.unwrap().kind, OffenceKind::Policy);
+    assert_eq!(around.offences.recv().await.unwrap().kind, OffenceKind::Http);
 }
 
 /// CVE-2023-44487.

@@ -204,7 +204,7 @@ async fn what_is_answered_here_and_what_is_reset() {
         let result = soon(response).await.map(|response| response.status().as_u16());
         assert_eq!(result.map_err(|error| error.reason().unwrap()), expected, "{name}");
     }
-    assert_eq!(around.offences.recv().await.unwrap().kind, OffenceKind::Policy);
+    assert_eq!(around.offences.recv().await.unwrap().kind, OffenceKind::Http);
     assert!(around.edge.http_counters.malformed().any(|(name, count)| name == "http_host" && count == 1));
 }
 
