@@ -65,6 +65,9 @@ pub enum Violation {
     /// Frames that carry next to nothing.
     #[error("too many small DATA frames")]
     SmallFrames,
+    /// RFC 9113 §3.4, which the `h2` crate does not look at.
+    #[error("the connection does not begin with SETTINGS")]
+    Preface,
 }
 
 /// Counts the frames of one connection.
@@ -79,6 +82,8 @@ pub struct Guard {
     continuations: u32,
     /// WINDOW_UPDATE that are accounted for.
     updates: u32,
+    /// Whether anything else than SETTINGS may come first.
+    may_begin_otherwise: bool,
     has_settings: bool,
     block_since: Option<Instant>,
     violation: Option<Violation>,
@@ -124,6 +129,7 @@ impl Guard {
             max_continuations: limits.max_continuations,
             continuations: 0,
             updates: FIRST_UPDATES,
+            may_begin_otherwise: false,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -142,6 +148,7 @@ impl Guard {
             max_continuations: u32::MAX,
             continuations: 0,
             updates: 0,
+            may_begin_otherwise: true,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -191,6 +198,9 @@ impl Guard {
     }
 
     fn count_received(&mut self, frame: Frame, now: Instant) {
+        if !self.has_settings && !self.may_begin_otherwise && frame.kind != SETTINGS {
+            self.violated(Violation::Preface);
+        }
         match frame.kind {
             DATA => self.count_data(frame, now),
             HEADERS => {

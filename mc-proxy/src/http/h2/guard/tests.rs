@@ -19,9 +19,14 @@ fn reset(code: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, &code.to_be_bytes())
 }
 
+/// Of a client whose SETTINGS have come.
+fn begun() -> Guard {
+    Guard { has_settings: true, ..Guard::of_clients(&limits()) }
+}
+
 /// What comes of so many of a frame.
 fn after(frames: &[Vec<u8>], count: usize) -> Option<Violation> {
-    let mut guard = Guard::of_clients(&limits());
+    let mut guard = begun();
     let now = Instant::now();
     guard.received(PREFACE_BYTES, now);
     for _ in 0..count {
@@ -80,7 +85,7 @@ fn what_is_no_offence() {
 
 #[test]
 fn windows_pass() {
-    let mut guard = Guard::of_clients(&limits());
+    let mut guard = begun();
     let mut now = Instant::now();
     guard.received(PREFACE_BYTES, now);
     for _ in 0..10 {
@@ -103,7 +108,7 @@ fn our_resets_count_when_the_client_has_made_us() {
     for (code, is_mistake) in
         [(0, false), (1, true), (2, false), (3, true), (5, true), (6, true), (7, false), (8, false), (9, true)]
     {
-        let mut guard = Guard::of_clients(&limits());
+        let mut guard = begun();
         for _ in 0..2 {
             guard.sent(&reset(code), now);
             guard.received(&[PREFACE_BYTES, &reset(8)].concat(), now);
@@ -115,7 +120,7 @@ fn our_resets_count_when_the_client_has_made_us() {
 
 #[test]
 fn window_updates_are_paid_for_by_data() {
-    let mut guard = Guard::of_clients(&limits());
+    let mut guard = begun();
     let now = Instant::now();
     guard.received(PREFACE_BYTES, now);
     for _ in 0..1_000 {
@@ -125,6 +130,22 @@ fn window_updates_are_paid_for_by_data() {
         }
     }
     assert_eq!(guard.violation(), None);
+}
+
+#[test]
+fn settings_come_first() {
+    for (first, violation) in [
+        (frame(SETTINGS, 0, b""), None),
+        (frame(HEADERS, 5, b"abc"), Some(Violation::Preface)),
+        (reset(8), Some(Violation::Preface)),
+    ] {
+        let mut guard = Guard::of_clients(&limits());
+        guard.received(&[PREFACE_BYTES, &first].concat(), Instant::now());
+        assert_eq!(guard.violation(), violation, "{first:?}");
+    }
+    let mut backend = Guard::of_backends();
+    backend.received(&frame(PING, 0, &[0; 8]), Instant::now());
+    assert_eq!(backend.violation(), None);
 }
 
 #[test]
