@@ -66,6 +66,7 @@ impl Bench {
             http_trusted: Default::default(),
             http_counters: Default::default(),
             access: None,
+            redact_clients: false,
         });
         let mut target = Target::passthrough(backend.to_string().parse().unwrap());
         (target.mode, target.backend_protocol) = (Mode::L7, protocol);
