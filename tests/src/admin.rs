@@ -4,9 +4,10 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use mc_proxy_proto::v1::{
-    AddFirewallRuleRequest, AddRouteRequest, FirewallAction, FirewallChangeOptions, FirewallGroup, FirewallRule,
-    FirewallRuleType, GetFirewallRulesRequest, GetStatusRequest, GetStatusResponse, ListFirewallGroupsRequest,
-    ListRoutesRequest, ListRoutesResponse, RemoveFirewallRuleRequest, RemoveRouteRequest, Route,
+    AddFirewallRuleRequest, AddL7PolicyRequest, AddRouteRequest, FirewallAction, FirewallChangeOptions, FirewallGroup,
+    FirewallRule, FirewallRuleType, GetFirewallRulesRequest, GetStatusRequest, GetStatusResponse, L7Policy,
+    ListFirewallGroupsRequest, ListRoutesRequest, ListRoutesResponse, ReloadCertificatesRequest,
+    ReloadCertificatesResponse, RemoveFirewallRuleRequest, RemoveL7PolicyRequest, RemoveRouteRequest, Route,
     SetListenerMaxConnectionsRequest, proxy_admin_service_client::ProxyAdminServiceClient,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -137,6 +138,33 @@ impl Admin {
             ..RemoveRouteRequest::default()
         };
         self.call(async |mut client| client.remove_route(request).await).map(drop)
+    }
+
+    /// `AddL7Policy`.
+    pub fn add_policy(&self, listener: &str, hostname: &str, policy: L7Policy) -> Result<(), Status> {
+        let request = AddL7PolicyRequest {
+            listener_addr: listener.to_owned(),
+            hostname: hostname.to_owned(),
+            policy: Some(policy),
+            ..AddL7PolicyRequest::default()
+        };
+        self.call(async |mut client| client.add_l7_policy(request).await).map(drop)
+    }
+
+    /// `RemoveL7Policy`.
+    pub fn remove_policy(&self, listener: &str, hostname: &str, policy: L7Policy) -> Result<(), Status> {
+        let request = RemoveL7PolicyRequest {
+            listener_addr: listener.to_owned(),
+            hostname: hostname.to_owned(),
+            policy: Some(policy),
+            ..RemoveL7PolicyRequest::default()
+        };
+        self.call(async |mut client| client.remove_l7_policy(request).await).map(drop)
+    }
+
+    /// `ReloadCertificates`.
+    pub fn reload_certificates(&self) -> Result<ReloadCertificatesResponse, Status> {
+        self.call(async |mut client| client.reload_certificates(ReloadCertificatesRequest {}).await)
     }
 
     /// `SetListenerMaxConnections`.

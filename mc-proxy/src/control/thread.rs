@@ -212,7 +212,9 @@ impl Thread {
         Ok(ListenerRoutes { routes: listener.routes.clone(), default: listener.default.clone() })
     }
 
-    fn add_route(&mut self, listener: &str, route: Route) -> Result<(), ControlError> {
+    /// A route that comes without policies keeps those that its predecessor has: deploys repeat their routes, and know nothing of
+    /// what operators add at run time.
+    fn add_route(&mut self, listener: &str, mut route: Route) -> Result<(), ControlError> {
         let index = self.index(listener)?;
         match self.owned.listeners.get(index).map(|listener| listener.protocol) {
             Some(Protocol::Tls) | None => {}
@@ -229,6 +231,10 @@ impl Thread {
         if route.target.transparent {
             transparent::probe(self.owned.edge.proxy.transparent_mark)
                 .map_err(|error| ControlError::Refused(format!("route.transparent: {error}")))?;
+        }
+        let known = self.owned.listeners.get(index).and_then(|l| l.routes.iter().find(|known| known.is(&route.key())));
+        if let Some(known) = known.filter(|_| route.target.l7_policies.is_empty()) {
+            route.target.l7_policies.clone_from(&known.target.l7_policies);
         }
         let staged = self.stage_certificate(&route)?;
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;

@@ -89,6 +89,9 @@ pub enum Broken {
     /// RFC 9113 §8.7: the other end has not looked at the stream, which may be tried again.
     #[error("the stream was refused")]
     Refused,
+    /// The other end does not know what is wanted of it (RFC 8441 §3); nothing has been sent.
+    #[error("extended CONNECT is not supported")]
+    Unsupported,
     /// Where the message ends is not known.
     #[error(transparent)]
     Malformed(#[from] HeadError),
@@ -108,8 +111,8 @@ pub trait Source {
 
 /// Where content goes.
 pub trait Sink {
-    /// Takes data out of `data`; ready when all of it has been taken and there is room for more. `is_last`: the message ends
-    /// with it.
+    /// Takes data out of `data`; ready when all of it has been taken. Without room for it, some of it stays there until there
+    /// is: who has nothing left to give does not ask again. `is_last`: the message ends with it.
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>>;
 
     /// Ends the message where no data said that it is the last.

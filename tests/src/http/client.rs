@@ -14,7 +14,10 @@ use super::{
     edge::HOST,
     message::{Fields, Framing, Reader},
 };
-use crate::{backend::limit, client::is_reset};
+use crate::{
+    backend::limit,
+    client::{is_reset, reset},
+};
 
 /// A connection after its handshake.
 #[derive(Debug)]
@@ -181,6 +184,12 @@ impl Client {
         stream.conn.send_close_notify();
         stream.flush()?;
         Ok(stream.sock.shutdown(Shutdown::Write)?)
+    }
+
+    /// RST.
+    pub fn reset(self) -> Result<()> {
+        let (stream, _) = self.reader.into_parts();
+        reset(stream.sock)
     }
 
     /// The certificate that the server has shown.

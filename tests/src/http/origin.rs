@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -239,10 +239,17 @@ impl Conn {
         Ok(self.flush()?)
     }
 
-    /// RST.
+    /// The name that the handshake has asked for, if there was one.
+    pub fn server_name(&mut self) -> Option<String> {
+        match &self.reader.stream().stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => stream.conn.server_name().map(str::to_owned),
+        }
+    }
+
+    /// RST, as soon as the script ends.
     pub fn reset(&mut self) -> Result<()> {
-        client::reset(self.socket().try_clone()?)?;
-        Ok(self.socket().shutdown(Shutdown::Both)?)
+        client::reset(self.socket().try_clone()?)
     }
 
     /// The socket below.
@@ -266,8 +273,8 @@ impl Conn {
     fn close(&mut self) {
         if let Stream::Tls(stream) = &mut self.reader.stream().stream {
             stream.conn.send_close_notify();
-            // A client that is gone does not hear it.
-            let _ = stream.flush();
+            // A client that is gone does not hear it. `flush` would go on with a handshake that has failed.
+            while stream.conn.wants_write() && stream.conn.write_tls(&mut stream.sock).is_ok() {}
         }
     }
 }

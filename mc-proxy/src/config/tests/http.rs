@@ -48,7 +48,7 @@ fn limits_that_are_none() {
         ("max_fields = 0", "http.max_fields must be from 1 to 10000: 0; write 100"),
         ("max_resets = -1", "http.max_resets must be from 1 to 1000000: -1; write 100"),
         ("header_timeout = \"0s\"", "http.header_timeout must be above 0; write \"10s\""),
-        ("pool_max_idle = -1", "http.pool_max_idle must be from 0 to 10000: -1; write 64"),
+        ("pool_max_idle = -1", "http.pool_max_idle must be from 0 to 10000: -1; write 256"),
         ("pool_idle_timeout = \"0s\"", "http.pool_idle_timeout must be above 0; write \"60s\""),
         (
             "max_target_bytes = \"33KiB\"",

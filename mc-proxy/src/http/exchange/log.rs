@@ -66,6 +66,11 @@ impl RequestLog {
         }
     }
 
+    /// When the request began.
+    pub(super) fn begun_at(&self) -> Instant {
+        self.begun_at
+    }
+
     /// Whether what is collected is written.
     pub(super) fn is_wanted(&self) -> bool {
         self.head.is_some()

@@ -64,18 +64,18 @@ struct Refused {
 pub async fn exchange<D: Downstream>(
     site: &Site,
     client: &mut D,
-    request: Request,
+    request: &mut Request,
     deadline: &mut Deadline,
     begun_at: Instant,
 ) -> Left {
-    let mut log = RequestLog::new(site, &request, begun_at);
-    let asked = Asked::of(&request.method, &request.headers);
+    let mut log = RequestLog::new(site, request, begun_at);
     let random = random();
     let served = serve(site, client, request, deadline, &mut log, random).await;
     let (left, outcome) = match served {
         Ok((left, outcome)) => (left, outcome),
         Err(Refused { error, outcome }) => {
             let id = log.request_id.clone();
+            let asked = Asked::of(&request.method, &request.headers);
             log.status = Some(error.status());
             let left = respond(site, client, error, asked, id.as_ref(), deadline).await;
             (left, if left == Left::Broken { Outcome::ClientAborted } else { outcome })
@@ -131,7 +131,7 @@ pub async fn redirect<D: Downstream>(site: &Site, client: &mut D, request: &Requ
 async fn serve<D: Downstream>(
     site: &Site,
     client: &mut D,
-    mut request: Request,
+    request: &mut Request,
     deadline: &mut Deadline,
     log: &mut RequestLog,
     random: u128,
@@ -166,8 +166,8 @@ async fn serve<D: Downstream>(
     }
     // The route passes TLS through by now, which another connection finds out.
     let Some(backends) = &destination.upstream else { return Err(refused(HttpError::Misdirected)) };
-    let (flow, answer) = reach(site, client, backends, &request, deadline, log, random).await?;
-    Ok(finish(site, flow, answer, backends, &request, log).await)
+    let (flow, answer) = reach(site, client, backends, request, deadline, log, random).await?;
+    finish(site, flow, answer, backends, request, log).await
 }
 
 /// Connects and waits for the head of the response, over another connection if the first one was no good and it is safe.
@@ -196,7 +196,8 @@ async fn reach<'a, D: Downstream>(
             transparent_mark: edge.proxy.transparent_mark,
         },
     };
-    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline);
+    let begun_at = log.begun_at();
+    let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline, begun_at);
     let mut is_again = false;
     loop {
         let wanted = Wanted { is_fresh: is_again, ..wanted };
@@ -214,31 +215,41 @@ async fn reach<'a, D: Downstream>(
         }
         log.connect = connected.connecting;
         let was_used = connected.connecting.is_none();
-        let sent_at = Instant::now();
-        let failure = match connected.send(request, random).await {
+        if log.is_wanted() {
+            log.queue = Some(begun_at.elapsed().saturating_sub(connected.connecting.unwrap_or_default()));
+        }
+        let sent = flow.unless_gone(connected.send(request, random, edge.proxy.connect_timeout)).await;
+        let Some(sent) = sent else {
+            return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::ClientAborted });
+        };
+        let failure = match sent {
             Ok(exchanging) => match flow.answer(exchanging).await {
                 Ok(response) => {
-                    log.first_byte = Some(sent_at.elapsed());
+                    log.first_byte = Some(flow.answered_after());
                     return Ok((flow, response));
                 }
                 Err(failure) => failure,
             },
-            Err(broken) => Failure::Backend { broken, has_sent: false },
+            Err(broken) => Failure::Backend { broken, has_sent: false, has_answered: false },
         };
         log.request_bytes = flow.sent_up();
         let is_safe = match failure {
+            // It would be no different over another connection.
+            Failure::Backend { broken: Broken::Unsupported, .. } | Failure::Backend { has_answered: true, .. } => false,
             // RFC 9113 §8.7: a refused stream has not been looked at.
             Failure::Backend { broken: Broken::Refused, .. } | Failure::Backend { has_sent: false, .. } => true,
+            // RFC 9110 §9.2.2, RFC 9112 §9.3.1: the backend has closed a connection that it found idle.
             Failure::Backend { broken: Broken::Gone, .. } => was_used && is_idempotent(&request.method),
             Failure::Backend { .. }
             | Failure::BackendLate
             | Failure::Client(_)
-            | Failure::ClientLate
+            | Failure::ClientLate { .. }
             | Failure::TooLong => false,
         };
         if is_safe && !is_again && !flow.has_begun() {
             edge.http_counters.count_retry();
             is_again = true;
+            flow.retry();
             continue;
         }
         if let Failure::Backend { broken, .. } = failure {
@@ -256,11 +267,15 @@ async fn finish<D: Downstream>(
     backends: &Arc<Backends>,
     request: &Request,
     log: &mut RequestLog,
-) -> (Left, Outcome) {
+) -> Result<(Left, Outcome), Refused> {
     let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = if is_tunnel { request.upgrade.clone() } else { None };
     if is_tunnel {
         site.edge().http_counters.count_tunnel();
+    }
+    // The client would take what is no tunnel for one (RFC 8441 §5).
+    if request.version == Version::HTTP_2 && request.upgrade.is_some() && !is_tunnel && response.status.is_success() {
+        return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::BackendFailed });
     }
     fields::forward_response(&mut response.headers, protocol);
     if site.local.drain.has_begun() {
@@ -274,7 +289,7 @@ async fn finish<D: Downstream>(
         let own = site.own(backends);
         backends.release(exchanging, own.as_ref(), &site.edge().http);
     }
-    (left, outcome)
+    Ok((left, outcome))
 }
 
 fn of_connecting(error: &ConnectError) -> Refused {
@@ -295,8 +310,10 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
     match failure {
         Failure::Backend { .. } => Refused { error: HttpError::BadGateway, outcome: Outcome::BackendFailed },
         Failure::BackendLate => Refused { error: HttpError::GatewayTimeout, outcome: Outcome::BackendTimeout },
-        Failure::ClientLate => {
-            site.report(OffenceKind::Timeout);
+        Failure::ClientLate { is_offence } => {
+            if is_offence {
+                site.report(OffenceKind::Timeout);
+            }
             Refused { error: HttpError::RequestTimeout, outcome: Outcome::Refused }
         }
         Failure::TooLong => Refused { error: HttpError::ContentTooLarge, outcome: Outcome::Refused },
@@ -306,7 +323,7 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
             Refused { error: HttpError::BadRequest, outcome: Outcome::Refused }
         }
         // It does not hear it, or only by the end of the connection.
-        Failure::Client(Broken::Gone | Broken::Reset | Broken::Refused | Broken::Protocol) => {
+        Failure::Client(Broken::Gone | Broken::Reset | Broken::Refused | Broken::Unsupported | Broken::Protocol) => {
             Refused { error: HttpError::BadRequest, outcome: Outcome::ClientAborted }
         }
     }

@@ -15,6 +15,7 @@ const TURN: u32 = 32;
 pub(super) struct Pump {
     data: Bytes,
     is_last: bool,
+    is_empty: bool,
     stage: Stage,
     waits_for: End,
     bytes: u64,
@@ -50,8 +51,23 @@ impl Pump {
     /// At the beginning of content of `max` bytes at most. `is_empty`: there is none, and only what was written before, the
     /// head, is flushed.
     pub(super) fn new(is_empty: bool, max: u64) -> Self {
-        let stage = if is_empty { Stage::Flushing } else { Stage::Moving };
-        Self { data: Bytes::new(), is_last: false, stage, waits_for: End::Source, bytes: 0, max, parts: 0 }
+        let mut pump = Self {
+            data: Bytes::new(),
+            is_last: false,
+            is_empty,
+            stage: Stage::Done,
+            waits_for: End::Source,
+            bytes: 0,
+            max,
+            parts: 0,
+        };
+        pump.restart();
+        pump
+    }
+
+    /// Goes to another sink, which has a head to be flushed as well. Nothing may [have been taken](Self::has_begun).
+    pub(super) fn restart(&mut self) {
+        self.stage = if self.is_empty { Stage::Flushing } else { Stage::Moving };
     }
 
     /// Moves what can be moved; ready when all of it has been written. `strip` is for trailers.

@@ -106,9 +106,9 @@ impl HeadReader {
         parse_response(&block, limits, method).map(Some)
     }
 
-    /// Whether a part of a request has come.
+    /// Whether a part of a request has come; the empty line before it is none.
     pub fn has_begun(&self, buffer: &BytesMut) -> bool {
-        self.has_skipped || !buffer.is_empty()
+        !buffer.is_empty()
     }
 }
 

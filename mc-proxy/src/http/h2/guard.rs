@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | RST_STREAM of the client, and ours for its mistakes | `max_resets` | CVE-2023-44487, CVE-2025-8671 |
 //! | SETTINGS, PING, PRIORITY, GOAWAY, unknown ones, DATA without data | `max_control_frames` | CVE-2019-9512, -9515, -9518 |
-//! | WINDOW_UPDATE beyond what DATA that we have sent accounts for | likewise | CVE-2019-9511 |
+//! | of them, PING and WINDOW_UPDATE beyond what we have sent accounts for | likewise | CVE-2019-9511 |
 //! | CONTINUATION, of one field block | `max_continuations` | CVE-2024-27316 |
 //! | DATA of a few bytes | [`SMALL_PER_CONTROL`] for each control frame | the same at one remove |
 
@@ -25,26 +25,36 @@ const HEAD: usize = 9;
 const CODE: usize = 4;
 
 /// DATA of fewer bytes costs more than it brings, unless it is the last.
-const SMALL: u32 = 64;
+const SMALL: u32 = 16;
 
 /// Streams of small messages, as of gRPC and WebSocket, are honest: so many more of them than of control frames.
-pub const SMALL_PER_CONTROL: u32 = 64;
+pub const SMALL_PER_CONTROL: u32 = 256;
 
 /// Padding (RFC 9113 §6.1) that a frame may have, with its length.
 const PADDING_MAX: u32 = 256;
 
-/// A receiver may give back its window in steps of so many bytes.
-const WINDOW_STEP: u32 = 2048;
+/// A receiver may give back its windows, of the stream and of the connection, for every so many bytes. That DATA was short does
+/// not help: by shutting its window the client makes it so.
+const WINDOW_STEP: u32 = 1024;
 
 /// WINDOW_UPDATE that a connection may begin with.
 const FIRST_UPDATES: u32 = 16;
 
+/// WINDOW_UPDATE, or PING, that may be accounted for at a time.
+const CREDIT_MAX: u32 = 16 * 1024;
+
+/// Browsers order the pictures of a page anew as it is scrolled: PRIORITY, or PRIORITY_UPDATE (RFC 9218 §7.1), for each request.
+const PRIORITIES: u32 = 4;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const PRIORITY_UPDATE: u8 = 16;
 
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
@@ -84,6 +94,16 @@ pub struct Guard {
     updates: u32,
     /// Whether anything else than SETTINGS may come first.
     may_begin_otherwise: bool,
+    /// WINDOW_UPDATE for DATA however short, as some clients send for every frame; they count as small ones do.
+    short_updates: u32,
+    /// PRIORITY and PRIORITY_UPDATE that are accounted for.
+    priorities: u32,
+    /// PING that are: one for each frame of a response. Clients of gRPC measure the bandwidth with them.
+    pings: u32,
+    /// Bytes that were sent since the last step.
+    step: u32,
+    /// HEADERS and DATA that were sent.
+    asked: u64,
     has_settings: bool,
     block_since: Option<Instant>,
     violation: Option<Violation>,
@@ -130,6 +150,11 @@ impl Guard {
             continuations: 0,
             updates: FIRST_UPDATES,
             may_begin_otherwise: false,
+            short_updates: 0,
+            priorities: PRIORITIES,
+            pings: 0,
+            step: 0,
+            asked: 0,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -149,6 +174,11 @@ impl Guard {
             continuations: 0,
             updates: 0,
             may_begin_otherwise: true,
+            short_updates: 0,
+            priorities: PRIORITIES,
+            pings: 0,
+            step: 0,
+            asked: 0,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -163,6 +193,7 @@ impl Guard {
                 Event::Ended(Frame { kind: HEADERS | CONTINUATION, flags, .. }) if flags & END_HEADERS != 0 => {
                     self.block_since = None;
                 }
+                Event::Ended(Frame { kind: SETTINGS, .. }) => self.has_settings = true,
                 Event::Ended(_) => {}
             }
         }
@@ -171,11 +202,18 @@ impl Guard {
     /// We have sent `bytes`.
     pub fn sent(&mut self, mut bytes: &[u8], now: Instant) {
         while let Some(event) = self.outbound.next(&mut bytes) {
+            self.asked += u64::from(matches!(event, Event::Begun(Frame { kind: DATA | HEADERS, .. })));
             match event {
-                // One for the stream and one for the connection.
                 Event::Begun(Frame { kind: DATA, length, .. }) => {
-                    self.updates = self.updates.saturating_add(2 + length / WINDOW_STEP);
+                    let bytes = self.step + length;
+                    self.step = bytes % WINDOW_STEP;
+                    self.updates = (self.updates + 2 * (bytes / WINDOW_STEP)).min(CREDIT_MAX);
+                    self.pings = (self.pings + 1).min(CREDIT_MAX);
+                    if length > 0 {
+                        self.short_updates = (self.short_updates + 2).min(CREDIT_MAX);
+                    }
                 }
+                Event::Begun(Frame { kind: HEADERS, .. }) => self.pings = (self.pings + 1).min(CREDIT_MAX),
                 Event::Begun(Frame { kind: RST_STREAM, code, .. }) if is_for_a_mistake(code) => self.count_reset(now),
                 Event::Begun(_) | Event::Ended(_) => {}
             }
@@ -185,6 +223,11 @@ impl Guard {
     /// The first limit that was exceeded.
     pub fn violation(&self) -> Option<Violation> {
         self.violation
+    }
+
+    /// HEADERS and DATA that were sent so far.
+    pub fn asked(&self) -> u64 {
+        self.asked
     }
 
     /// Whether the peer has sent SETTINGS, which begin every connection (RFC 9113 §3.4).
@@ -207,7 +250,8 @@ impl Guard {
                 self.continuations = 0;
                 self.block_since = Some(now);
                 // Some clients enlarge the window of every stream that they open.
-                self.updates = self.updates.saturating_add(1);
+                self.updates = (self.updates + 1).min(CREDIT_MAX);
+                self.priorities = (self.priorities + PRIORITIES).min(CREDIT_MAX);
             }
             CONTINUATION => {
                 self.continuations = self.continuations.saturating_add(1);
@@ -217,10 +261,13 @@ impl Guard {
             }
             RST_STREAM => self.count_reset(now),
             WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
-            kind => {
-                self.has_settings |= kind == SETTINGS;
-                self.count_control(now);
+            WINDOW_UPDATE if self.short_updates > 0 => {
+                self.short_updates -= 1;
+                self.count_small(now);
             }
+            PRIORITY | PRIORITY_UPDATE if self.priorities > 0 => self.priorities -= 1,
+            PING if self.pings > 0 => self.pings -= 1,
+            _ => self.count_control(now),
         }
     }
 
@@ -230,7 +277,13 @@ impl Guard {
             // It does something.
         } else if frame.length == 0 {
             self.count_control(now);
-        } else if frame.length.saturating_sub(padding) < SMALL && !self.small.admit(now) {
+        } else if frame.length.saturating_sub(padding) < SMALL {
+            self.count_small(now);
+        }
+    }
+
+    fn count_small(&mut self, now: Instant) {
+        if !self.small.admit(now) {
             self.violated(Violation::SmallFrames);
         }
     }

@@ -96,7 +96,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
         let by_name = || Authority::parse(site.server_name.as_ref()?.as_str().as_bytes()).ok();
         let left = match request(*head, by_name) {
             Some(request) if service == Service::Redirect => redirect(site, client, &request, &mut deadline).await,
-            Some(request) => exchange(site, client, request, &mut deadline, begun_at).await,
+            Some(mut request) => exchange(site, client, &mut request, &mut deadline, begun_at).await,
             // HTTP/1.0 without `Host`, and without a name in the handshake.
             None => respond(site, client, HttpError::BadRequest, asked, None, &mut deadline).await,
         };

@@ -16,7 +16,7 @@ use std::{
 
 use ::http::HeaderMap;
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use self::connect::ConnectError;
 use self::{connect::Spoken, pool::Idle, tls::ClientTls};
@@ -144,6 +144,8 @@ impl Backends {
         let count = self.target.backends.len();
         let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
         let mut last = (ConnectError::None, None);
+        // A request does not wait for each of many that are down.
+        let give_up_at = Instant::now() + 2 * wanted.terms.connect_timeout;
         for place in (0..count).map(|offset| start.wrapping_add(offset) % count) {
             let Some(backend) = self.target.backends.get(place) else { continue };
             if self.target.transparent && !transparent::is_possible(wanted.client, backend) {
@@ -155,9 +157,13 @@ impl Backends {
                 return Ok(Connected { kind, place, connecting: None });
             }
             let begun = Instant::now();
-            match self.dial(idle, place, backend, spoken, wanted).await {
+            // Apart: what a connection takes to be made, the many requests that find one need not have room for.
+            match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
                 Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
                 Err(error) => last = (error, Some(backend)),
+            }
+            if Instant::now() >= give_up_at {
+                break;
             }
         }
         Err(last)
@@ -179,22 +185,34 @@ impl Backends {
 }
 
 impl Connected {
-    /// Begins a request; an HTTP/1.1 connection sends it with the next flush.
+    /// Begins a request; an HTTP/1.1 connection sends it with the next flush, one of HTTP/2 when it takes another stream, within
+    /// `patience`.
     ///
     /// # Errors
     /// When the connection is gone meanwhile; nothing has been sent then.
-    pub async fn send(self, request: &Request, random: u128) -> Result<Exchanging, Broken> {
+    pub async fn send(self, request: &Request, random: u128, patience: Duration) -> Result<Exchanging, Broken> {
         match self.kind {
             Kind::H1(mut backend) => {
                 backend.send(request, random);
                 Ok(Exchanging::H1(backend))
             }
-            Kind::H2(handle) => Ok(Exchanging::H2(Box::new(handle.send(request).await?))),
+            Kind::H2(handle) => {
+                let sent = Box::pin(timeout(patience, handle.send(request))).await.map_err(|_| Broken::Refused)?;
+                Ok(Exchanging::H2(Box::new(sent?)))
+            }
         }
     }
 }
 
 impl Exchanging {
+    /// Whether something of a response has come.
+    pub fn has_answered(&mut self) -> bool {
+        match self {
+            Self::H1(backend) => backend.has_answered(),
+            Self::H2(backend) => backend.has_answered(),
+        }
+    }
+
     /// Whether the backend may have seen a part of the request.
     pub fn has_sent(&mut self) -> bool {
         match self {

@@ -9,7 +9,7 @@ use std::{
     num::NonZeroUsize,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::available_parallelism,
     time::Duration,
@@ -45,6 +45,17 @@ struct Kept {
     h1: Vec<(h1::Backend, Instant)>,
     h2: Vec<h2::Handle>,
     is_listed: bool,
+    /// By backend: held while a connection is made that others may share.
+    gates: Vec<Arc<Gate>>,
+}
+
+/// Who wants an HTTP/2 connection waits for the one that is being made, and does not make another.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    /// Held while a connection is made.
+    pub(super) making: tokio::sync::Mutex<()>,
+    /// The backend was asked, and has chosen HTTP/1.1: there is nothing to wait for.
+    pub(super) is_http1: AtomicBool,
 }
 
 /// A place among the connections to a backend; given back when dropped.
@@ -92,6 +103,21 @@ impl Idle {
         self.open.get(place).map_or(0, |open| open.load(Relaxed))
     }
 
+    /// Closes an unused connection to a backend, whoever keeps it; `false` if there is none.
+    pub(super) fn evict(&self, place: usize) -> bool {
+        for part in self.parts.get().into_iter().flatten() {
+            // A worker that is at it has a use for them.
+            let Ok(mut kept) = part.try_lock() else { continue };
+            if let Some(at) = kept.h1.iter().position(|(backend, _)| backend.place() == place) {
+                let (backend, _) = kept.h1.remove(at);
+                drop(kept);
+                backend.close();
+                return true;
+            }
+        }
+        false
+    }
+
     /// An unused HTTP/1.1 connection to a backend.
     pub(super) fn take_h1(&self, place: usize, timeout: Duration) -> Option<h1::Backend> {
         let now = Instant::now();
@@ -122,7 +148,8 @@ impl Idle {
     }
 
     /// Keeps a connection for the next request, if there are not `max` of its backend already.
-    pub(super) fn keep_h1(self: &Arc<Self>, backend: h1::Backend, max: usize) {
+    pub(super) fn keep_h1(self: &Arc<Self>, mut backend: h1::Backend, max: usize) {
+        backend.settle();
         let mut own = lock(self.part());
         if own.h1.len() >= max.saturating_mul(self.open.len()) {
             drop(own);
@@ -140,6 +167,15 @@ impl Idle {
         own.h2.iter().find(|handle| handle.place() == place && handle.has_room()).cloned()
     }
 
+    /// This worker's gate of a backend.
+    pub(super) fn gate(&self, place: usize) -> Arc<Gate> {
+        let mut own = lock(self.part());
+        if own.gates.len() <= place {
+            own.gates.resize_with(self.open.len().max(place + 1), Arc::default);
+        }
+        own.gates.get(place).map(Arc::clone).unwrap_or_default()
+    }
+
     /// Lets this worker's requests share a connection.
     pub(super) fn keep_h2(self: &Arc<Self>, handle: h2::Handle) {
         let mut own = lock(self.part());
@@ -150,9 +186,8 @@ impl Idle {
     /// Closes all: the client whose connections they were is gone.
     pub fn clear(&self) {
         for part in self.parts.get().into_iter().flatten() {
-            let Kept { h1, h2, .. } = std::mem::take(&mut *lock(part));
-            h1.into_iter().for_each(|(backend, _)| backend.close());
-            h2.into_iter().for_each(|handle| handle.close());
+            let kept = std::mem::take(&mut *lock(part));
+            kept.h1.into_iter().for_each(|(backend, _)| backend.close());
         }
     }
 

@@ -3,7 +3,6 @@ use proptest::prelude::*;
 use super::*;
 
 const PREFACE_BYTES: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const PING: u8 = 6;
 const PRIORITY: u8 = 2;
 
 fn limits() -> HttpLimits {
@@ -118,18 +117,30 @@ fn our_resets_count_when_the_client_has_made_us() {
     }
 }
 
-#[test]
-fn window_updates_are_paid_for_by_data() {
+/// How often `sent` has to be asked for by `received` before it is too much.
+fn rounds(sent: &[u8], received: &[u8]) -> Option<usize> {
     let mut guard = begun();
     let now = Instant::now();
     guard.received(PREFACE_BYTES, now);
-    for _ in 0..1_000 {
-        guard.sent(&frame(DATA, 0, &[0; 16_384]), now);
-        for _ in 0..10 {
-            guard.received(&frame(WINDOW_UPDATE, 0, &[0, 0, 16, 0]), now);
-        }
-    }
-    assert_eq!(guard.violation(), None);
+    (0..20_000).find(|_| {
+        guard.sent(sent, now);
+        guard.received(received, now);
+        guard.violation().is_some()
+    })
+}
+
+#[test]
+fn what_is_sent_pays_for_window_updates_and_pings() {
+    let update = frame(WINDOW_UPDATE, 0, &[0, 0, 16, 0]);
+    let ping = frame(PING, 0, &[0; 8]);
+    assert_eq!(rounds(&frame(DATA, 0, &[0; 16_384]), &update.repeat(10)), None);
+    // By the message, as of gRPC.
+    assert_eq!(rounds(&frame(DATA, 0, &[0; 20]), &ping), None);
+    assert_eq!(rounds(&frame(HEADERS, END_HEADERS, b"x"), &ping), None);
+    assert_eq!(rounds(&[], &ping), Some(4));
+    // CVE-2019-9511: data by the byte.
+    let dribble = rounds(&frame(DATA, 0, b"x"), &frame(WINDOW_UPDATE, 0, &[0, 0, 0, 1]));
+    assert_eq!(dribble, Some(4 + FIRST_UPDATES as usize));
 }
 
 #[test]

@@ -32,9 +32,9 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
     let asked = Asked::of(&head.method, &head.headers);
     let of_head = if head.method == Method::HEAD { Kind::Head } else { Kind::Other };
     let (mut stream, left) = match request(head, body.is_end_stream(), limits) {
-        Ok((request, kind)) => {
+        Ok((mut request, kind)) => {
             let mut stream = Stream::new(body, send, kind, max_fields);
-            let left = exchange(site, &mut stream, request, &mut deadline, begun_at).await;
+            let left = exchange(site, &mut stream, &mut request, &mut deadline, begun_at).await;
             (stream, left)
         }
         Err(error) => {
@@ -61,9 +61,10 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
 
 /// What a client is told of a head that is not forwarded; nothing if it is malformed (RFC 9113 §8.1.1).
 fn answer(error: HeadError) -> Option<HttpError> {
-    let is_malformed = match error {
-        HeadError::Host(error) => error != AuthorityError::Missing,
-        error => matches!(error, HeadError::FieldName | HeadError::FieldValue | HeadError::ContentLength),
+    let is_malformed = if let HeadError::Host(error) = error {
+        error != AuthorityError::Missing
+    } else {
+        matches!(error, HeadError::FieldName | HeadError::FieldValue | HeadError::ContentLength)
     };
     let known = HttpError::ALL.into_iter().find(|known| known.status() == error.status());
     (!is_malformed).then(|| known.unwrap_or(HttpError::BadRequest))

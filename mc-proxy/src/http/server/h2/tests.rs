@@ -65,6 +65,7 @@ impl Bench {
             http,
             http_trusted: Default::default(),
             http_counters: Default::default(),
+            redact_clients: false,
             access: None,
             redact_clients: false,
         });
