@@ -3,6 +3,7 @@
 
 mod client;
 mod edge;
+pub mod h2;
 mod message;
 mod origin;
 

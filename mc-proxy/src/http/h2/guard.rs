@@ -75,6 +75,9 @@ pub enum Violation {
     /// Frames that carry next to nothing.
     #[error("too many small DATA frames")]
     SmallFrames,
+    /// RFC 9113 §3.4, which the `h2` crate does not look at.
+    #[error("the connection does not begin with SETTINGS")]
+    Preface,
 }
 
 /// Counts the frames of one connection.
@@ -89,6 +92,8 @@ pub struct Guard {
     continuations: u32,
     /// WINDOW_UPDATE that are accounted for.
     updates: u32,
+    /// Whether anything else than SETTINGS may come first.
+    may_begin_otherwise: bool,
     /// WINDOW_UPDATE for DATA however short, as some clients send for every frame; they count as small ones do.
     short_updates: u32,
     /// PRIORITY and PRIORITY_UPDATE that are accounted for.
@@ -144,6 +149,7 @@ impl Guard {
             max_continuations: limits.max_continuations,
             continuations: 0,
             updates: FIRST_UPDATES,
+            may_begin_otherwise: false,
             short_updates: 0,
             priorities: PRIORITIES,
             pings: 0,
@@ -167,6 +173,7 @@ impl Guard {
             max_continuations: u32::MAX,
             continuations: 0,
             updates: 0,
+            may_begin_otherwise: true,
             short_updates: 0,
             priorities: PRIORITIES,
             pings: 0,
@@ -234,6 +241,9 @@ impl Guard {
     }
 
     fn count_received(&mut self, frame: Frame, now: Instant) {
+        if !self.has_settings && !self.may_begin_otherwise && frame.kind != SETTINGS {
+            self.violated(Violation::Preface);
+        }
         match frame.kind {
             DATA => self.count_data(frame, now),
             HEADERS => {

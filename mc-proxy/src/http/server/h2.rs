@@ -40,7 +40,7 @@ use crate::{
         h2::{
             FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, WINDOW_MAX,
             chunk::Chunk,
-            guard::Guard,
+            guard::{Guard, Violation},
             guarded::{Guarded, Watch},
         },
         limits::HttpLimits,
@@ -202,7 +202,16 @@ impl<S: Transport> Connection<S> {
                 && !matches!(self.stage, Stage::Ending(..))
             {
                 tracing::debug!(client = %self.site.shown_client(), reason = %violation, "HTTP/2 was abused");
-                self.abuse();
+                match violation {
+                    Violation::Preface => {
+                        self.site.report(OffenceKind::Http);
+                        self.end(Outcome::Closed, Reason::PROTOCOL_ERROR);
+                    }
+                    Violation::Resets
+                    | Violation::ControlFrames
+                    | Violation::Continuations
+                    | Violation::SmallFrames => self.abuse(),
+                }
             }
             if self.stage == Stage::Serving && drain.as_mut().poll(cx).is_ready() {
                 let is_idle = self.tasks.is_empty();

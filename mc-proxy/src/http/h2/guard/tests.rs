@@ -17,9 +17,14 @@ fn reset(code: u32) -> Vec<u8> {
     frame(RST_STREAM, 0, &code.to_be_bytes())
 }
 
+/// Of a client whose SETTINGS have come.
+fn begun() -> Guard {
+    Guard { has_settings: true, ..Guard::of_clients(&limits()) }
+}
+
 /// What comes of so many of a frame.
 fn after(frames: &[Vec<u8>], count: usize) -> Option<Violation> {
-    let mut guard = Guard::of_clients(&limits());
+    let mut guard = begun();
     let now = Instant::now();
     guard.received(PREFACE_BYTES, now);
     for _ in 0..count {
@@ -80,7 +85,7 @@ fn what_is_no_offence() {
 
 #[test]
 fn windows_pass() {
-    let mut guard = Guard::of_clients(&limits());
+    let mut guard = begun();
     let mut now = Instant::now();
     guard.received(PREFACE_BYTES, now);
     for _ in 0..10 {
@@ -103,7 +108,7 @@ fn our_resets_count_when_the_client_has_made_us() {
     for (code, is_mistake) in
         [(0, false), (1, true), (2, false), (3, true), (5, true), (6, true), (7, false), (8, false), (9, true)]
     {
-        let mut guard = Guard::of_clients(&limits());
+        let mut guard = begun();
         for _ in 0..2 {
             guard.sent(&reset(code), now);
             guard.received(&[PREFACE_BYTES, &reset(8)].concat(), now);
@@ -115,7 +120,7 @@ fn our_resets_count_when_the_client_has_made_us() {
 
 /// How often `sent` has to be asked for by `received` before it is too much.
 fn rounds(sent: &[u8], received: &[u8]) -> Option<usize> {
-    let mut guard = Guard::of_clients(&limits());
+    let mut guard = begun();
     let now = Instant::now();
     guard.received(PREFACE_BYTES, now);
     (0..20_000).find(|_| {
@@ -137,6 +142,22 @@ fn what_is_sent_pays_for_window_updates_and_pings() {
     // CVE-2019-9511: data by the byte; and clients that answer every frame, as some of gRPC do.
     let dribble = rounds(&frame(DATA, 0, b"x"), &frame(WINDOW_UPDATE, 0, &[0, 0, 0, 1]));
     assert_eq!(dribble, Some((4 * SMALL_PER_CONTROL + FIRST_UPDATES + 2) as usize));
+}
+
+#[test]
+fn settings_come_first() {
+    for (first, violation) in [
+        (frame(SETTINGS, 0, b""), None),
+        (frame(HEADERS, 5, b"abc"), Some(Violation::Preface)),
+        (reset(8), Some(Violation::Preface)),
+    ] {
+        let mut guard = Guard::of_clients(&limits());
+        guard.received(&[PREFACE_BYTES, &first].concat(), Instant::now());
+        assert_eq!(guard.violation(), violation, "{first:?}");
+    }
+    let mut backend = Guard::of_backends();
+    backend.received(&frame(PING, 0, &[0; 8]), Instant::now());
+    assert_eq!(backend.violation(), None);
 }
 
 #[test]

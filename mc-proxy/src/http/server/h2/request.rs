@@ -26,7 +26,8 @@ pub(super) fn request(head: Parts, is_ended: bool, limits: &HttpLimits) -> Resul
     }
     let protocol = extensions.get::<Protocol>();
     if method == Method::CONNECT && protocol.is_none() {
-        return Err(HeadError::Connect);
+        // RFC 9113 §8.5: without an authority it is malformed.
+        return Err(uri.authority().map_or(HeadError::Host(AuthorityError::Missing), |_| HeadError::Connect));
     }
     // Without an authority the crate has dropped the scheme.
     if uri.scheme().is_some_and(|scheme| ![Scheme::HTTP, Scheme::HTTPS].contains(scheme)) {
