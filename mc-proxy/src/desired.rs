@@ -104,7 +104,8 @@ pub struct Target {
     /// PEM: what the backend's certificate is verified against; none = the system's roots. This and what follows up to
     /// `backend_protocol` is for [`Mode::L7`], and kept and ignored otherwise.
     pub backend_ca: Option<PathBuf>,
-    /// The name that the backend is asked for and that its certificate has to be for; none = the client's.
+    /// The name that the backend is asked for and that its certificate has to be for; none = the
+    /// route's hostname, and on a wildcard or default route the one that the client asked for, else the backend's host.
     pub backend_server_name: Option<ServerName>,
     /// Any certificate of the backend is taken.
     pub backend_insecure: bool,

@@ -7,12 +7,16 @@ mod outcome;
 mod pipeline;
 mod record;
 mod secure;
+mod shared;
 mod sources;
 mod told;
 
+pub use announce::Announced;
 pub use offences::{Offence, Offences};
 pub use outcome::{Counters, Outcome};
 pub use pipeline::run;
+pub use record::Shown;
+pub use shared::Shared;
 
 use std::{
     net::IpAddr,

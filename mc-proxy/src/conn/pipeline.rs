@@ -20,7 +20,7 @@ use std::{cell::Cell, future::poll_fn, os::fd::OwnedFd, sync::Arc};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Local, Outcome, Permit, announce,
+    Announced, Local, Outcome, Permit,
     identify::identify,
     record::Record,
     secure::{Secured, secure},
@@ -35,7 +35,7 @@ use crate::{
         addr::{BackendAddr, ClientAddr, PeerAddr},
         dial::{Dial, DialError, dial},
         memory::{self, Anonymous},
-        relay::{self, Transferred},
+        relay,
         socket::Socket,
         transparent,
     },
@@ -87,7 +87,7 @@ async fn serve(mut client: Socket, record: &mut Record, place: Anonymous) -> Out
     let first = match target.send_proxy {
         None => hello,
         Some(version) => {
-            let header = announce::header(version, &client, record);
+            let header = Announced::new(&client, record).header(version);
             header_bytes = header.len();
             [header, hello].concat()
         }
@@ -127,18 +127,15 @@ async fn terminate(
     record: &mut Record,
     place: Anonymous,
 ) -> Outcome {
-    let header = match destination.send_proxy {
-        None => Vec::new(),
-        Some(version) => announce::header(version, &client, record),
-    };
+    // Whether a backend gets a header is known when it is connected: the route may be another one by then.
+    let announced = Announced::new(&client, record);
     let Secured { stream, facts, charge } = match secure(client, hello, destination, record, place).await {
         Ok(secured) => secured,
         Err(outcome) => return outcome,
     };
-    tracing::debug!(client = %record.client, ?facts, "TLS is terminated");
-    let site = record.site(Some(facts.version), header.into());
-    let (outcome, from_client, from_backends) = server::serve(site, stream, facts.alpn).await;
-    record.transferred = Transferred { client: from_client, backend: from_backends };
+    tracing::debug!(client = %record.shown_client(), ?facts, "TLS is terminated");
+    let site = record.site(Some(facts.version), Some(announced));
+    let outcome = server::serve(site, stream, facts.alpn).await;
     drop(charge);
     outcome
 }
@@ -146,8 +143,7 @@ async fn terminate(
 /// A listener that sends its clients to `https`.
 async fn redirect(client: Socket, begun: &[u8], record: &mut Record, place: Anonymous) -> Outcome {
     let Some(charge) = place.known() else { return Outcome::OverMemory };
-    let (outcome, from_client, _) = server::redirect(record.site(None, Box::default()), client, begun).await;
-    record.transferred.client = from_client;
+    let outcome = server::redirect(record.site(None, None), client, begun).await;
     drop(charge);
     outcome
 }

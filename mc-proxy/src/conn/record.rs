@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Edge, Local, Outcome, Permit, announce, told::Told};
+use super::{Announced, Edge, Local, Outcome, Permit, shared::Shared, told::Told};
 use crate::{
     control::{DropEvent, Plane},
     desired::Protocol,
@@ -45,8 +45,8 @@ pub(super) struct Record {
     pub(super) destination: Option<SocketAddr>,
     /// What else the PROXY header has told.
     pub(super) told: Option<Box<Told>>,
-    /// Made when it is first asked for, unless the PROXY header has brought it.
-    unique_id: Option<Box<[u8]>>,
+    /// Made when it is first asked for.
+    shared: Option<Arc<Shared>>,
     /// The PROXY header took so much of the time for both that the client is not to blame for want of it.
     pub(super) is_header_late: bool,
     /// Nobody is banned for what is done under this address.
@@ -73,7 +73,7 @@ impl Record {
             peer,
             destination: None,
             told: None,
-            unique_id: None,
+            shared: None,
             is_header_late: false,
             is_blameless: false,
             server_name: None,
@@ -101,7 +101,8 @@ impl Record {
     }
 
     /// What the connection's requests are told of it.
-    pub(super) fn site(&self, tls: Option<&'static str>, header: Box<[u8]>) -> Site {
+    pub(super) fn site(&mut self, tls: Option<&'static str>, announced: Option<Announced>) -> Site {
+        let shared = Arc::clone(self.shared());
         let is_blameless = self.is_allowed || self.is_blameless;
         let is_trusted = self.edge().http_trusted.trusts(self.client.ip());
         // Nobody else asks.
@@ -118,7 +119,8 @@ impl Record {
             self.alpn.clone(),
             country,
             tls,
-            header,
+            announced,
+            shared,
         )
     }
 
@@ -126,10 +128,10 @@ impl Record {
         self.started_at
     }
 
-    /// The connection's name in logs and PROXY headers: the one that a PROXY header has brought, or a new one.
-    pub(super) fn unique_id(&mut self) -> Box<[u8]> {
-        let told = self.told.as_ref().and_then(|told| told.unique_id.clone());
-        self.unique_id.get_or_insert_with(|| told.unwrap_or_else(announce::unique_id)).clone()
+    /// What requests know of the connection too.
+    pub(super) fn shared(&mut self) -> &Arc<Shared> {
+        let told = self.told.as_ref();
+        self.shared.get_or_insert_with(|| Arc::new(Shared::new(told.and_then(|told| told.unique_id.clone()))))
     }
 
     /// Who the client is, as far as records may tell.
@@ -201,10 +203,21 @@ impl Record {
     /// Under attack refusals come by the hundred thousand: they are counted always, and logged at debug.
     fn write(&mut self, outcome: Outcome) {
         self.is_finished = true;
-        let Transferred { client, backend } = self.transferred;
+        // Of a connection that is relayed all bytes after the PROXY header; of one on which HTTP is served those within TLS
+        // from the client, and those of content from backends.
+        let (mut client, mut backend) = (self.transferred.client, self.transferred.backend);
+        if let Some(shared) = &self.shared {
+            let (from_client, from_backends) = shared.bytes();
+            client += from_client;
+            backend += from_backends;
+        }
         let peer = (self.client != ClientAddr::from_peer(self.peer)).then(|| self.shown_peer());
         let told = self.told.as_deref();
-        let id = self.unique_id.as_deref().or_else(|| told.and_then(|told| told.unique_id.as_deref()));
+        let id = self
+            .shared
+            .as_ref()
+            .and_then(|shared| shared.known_id())
+            .or_else(|| told.and_then(|told| told.unique_id.as_deref()));
         self.edge().counters.count(outcome, client, backend);
         macro_rules! log {
             ($level:ident, $message:literal) => {
@@ -239,13 +252,16 @@ impl Record {
 
 /// An address, or the network that it is in.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Shown {
+pub enum Shown {
+    /// All of it.
     Address(ClientAddr),
+    /// The first address of its network.
     Network(IpAddr),
 }
 
 impl Shown {
-    fn new(addr: ClientAddr, is_redacted: bool) -> Self {
+    /// `is_redacted`: as `log.redact_clients` says.
+    pub fn new(addr: ClientAddr, is_redacted: bool) -> Self {
         if is_redacted { Self::Network(redacted(addr.ip())) } else { Self::Address(addr) }
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     desired::{Listener, Mode, Route, Target},
-    tls::certs::{CertError, CertFiles, CertStatus, Certificates, Reloaded, Staged, roots},
+    tls::certs::{CertError, CertFiles, CertStatus, Certificates, Reloaded, Staged, StagedRoots},
 };
 
 /// A certificate with the routes that use it.
@@ -32,12 +32,14 @@ pub fn open_certificates(listeners: &[Listener]) -> (Certificates, Vec<String>) 
             problems.push(format!("listener {listener}, route {route}: {error}"));
         }
         if let Some(path) = target.backend_roots()
-            && let Err(error) = roots(path)
+            && let Err(error) = certificates.open_authorities(path)
         {
             problems.push(format!("listener {listener}, route {route}: backend_ca {error}"));
         }
     }
-    certificates.retain(|_| true);
+    certificates.retain(|_| true, |_| true);
+    // The tables are still to be built.
+    certificates.take_rotated();
     (certificates, problems)
 }
 
@@ -57,11 +59,26 @@ impl Thread {
     }
 
     pub(super) fn reload_certificates(&mut self) -> Reloaded {
-        self.owned.certificates.reload(SystemTime::now())
+        let reloaded = self.owned.certificates.reload(SystemTime::now());
+        self.publish_authorities();
+        reloaded
     }
 
-    /// Loads what a new route terminates TLS with; nothing for a route that does not.
-    pub(super) fn stage_certificate(&self, route: &Route) -> Result<Option<Staged>, ControlError> {
+    /// Lets routes verify their backends against authorities that are others now. Connections that were verified against the
+    /// old ones take no request any more.
+    pub(super) fn publish_authorities(&mut self) {
+        if self.owned.certificates.take_rotated() {
+            for index in 0..self.owned.listeners.len() {
+                self.publish(index, |_| {});
+            }
+        }
+    }
+
+    /// Loads what a new route terminates TLS with, and verifies its backends against; nothing for a route that does not.
+    pub(super) fn stage_certificate(
+        &self,
+        route: &Route,
+    ) -> Result<Option<(Staged, Option<StagedRoots>)>, ControlError> {
         match route.target.mode {
             Mode::L4 => return Ok(None),
             Mode::L7 => {}
@@ -76,16 +93,16 @@ impl Thread {
             };
             ControlError::Invalid(format!("{field}: {error}"))
         };
-        if let Some(path) = route.target.backend_roots() {
-            roots(path).map_err(|error| ControlError::Invalid(format!("route.backend_ca: {error}")))?;
-        }
+        let authorities = route.target.backend_roots().map(|path| self.owned.certificates.stage_authorities(path));
+        let authorities =
+            authorities.transpose().map_err(|error| ControlError::Invalid(format!("route.backend_ca: {error}")))?;
         let staged = self.owned.certificates.stage(&files).map_err(invalid)?;
         let leaf = &staged.pair.leaf;
         if !leaf.covers(&route.hostname.to_string()) {
             let (hostname, names) = (&route.hostname, leaf.names.join(","));
             tracing::warn!(%hostname, cert = %files, names, "the certificate is for other names than the route's");
         }
-        Ok(Some(staged))
+        Ok(Some((staged, authorities)))
     }
 
     /// Forgets certificates that no route has any more.
@@ -93,7 +110,9 @@ impl Thread {
         let Owned { certificates, listeners, .. } = &mut self.owned;
         let used = listeners.iter().flat_map(targets).filter_map(|(_, _, target)| target.cert_files());
         let used = used.collect::<std::collections::BTreeSet<_>>();
-        certificates.retain(|files| used.contains(files));
+        let authorities = listeners.iter().flat_map(targets).filter_map(|(_, _, target)| target.backend_roots());
+        let authorities = authorities.collect::<std::collections::BTreeSet<_>>();
+        certificates.retain(|files| used.contains(files), |path| authorities.contains(path));
     }
 }
 

@@ -95,9 +95,9 @@ pub struct Status {
     pub splice: Splice,
     /// What the kernel carries, and why it cannot, if so.
     pub kernel_splice: (Figures, Option<String>),
-    /// Bytes from clients to backends.
+    /// Bytes from clients to backends. Where HTTP is served, all that came from clients within TLS.
     pub client_bytes: u64,
-    /// Bytes from backends to clients.
+    /// Bytes from backends to clients. Where HTTP is served, those of content only.
     pub backend_bytes: u64,
     /// What connections have of the daemon's memory.
     pub memory: MemoryStatus,

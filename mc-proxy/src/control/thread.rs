@@ -212,7 +212,9 @@ impl Thread {
         Ok(ListenerRoutes { routes: listener.routes.clone(), default: listener.default.clone() })
     }
 
-    fn add_route(&mut self, listener: &str, route: Route) -> Result<(), ControlError> {
+    /// A route that comes without policies keeps those that its predecessor has: deploys repeat their routes, and know nothing of
+    /// what operators add at run time.
+    fn add_route(&mut self, listener: &str, mut route: Route) -> Result<(), ControlError> {
         let index = self.index(listener)?;
         match self.owned.listeners.get(index).map(|listener| listener.protocol) {
             Some(Protocol::Tls) | None => {}
@@ -230,15 +232,24 @@ impl Thread {
             transparent::probe(self.owned.edge.proxy.transparent_mark)
                 .map_err(|error| ControlError::Refused(format!("route.transparent: {error}")))?;
         }
+        let known = self.owned.listeners.get(index).and_then(|l| l.routes.iter().find(|known| known.is(&route.key())));
+        if let Some(known) = known.filter(|_| route.target.l7_policies.is_empty()) {
+            route.target.l7_policies.clone_from(&known.target.l7_policies);
+        }
         let staged = self.stage_certificate(&route)?;
         self.owned.store.upsert_route(listener, &route).map_err(failed)?;
-        if let Some(staged) = staged {
+        if let Some((staged, authorities)) = staged {
             self.owned.certificates.commit(staged, SystemTime::now());
+            if let Some(authorities) = authorities {
+                self.owned.certificates.commit_authorities(authorities);
+            }
         }
         self.publish(index, |routes| match routes.iter_mut().find(|known| known.is(&route.key())) {
             Some(known) => *known = route,
             None => routes.push(route),
         });
+        // Other routes may name the same file.
+        self.publish_authorities();
         Ok(())
     }
 
@@ -285,7 +296,7 @@ impl Thread {
     }
 
     /// Changes a listener's routes in memory: connections from now on see the new table as a whole.
-    fn publish(&mut self, index: usize, change: impl FnOnce(&mut Vec<Route>)) {
+    pub(super) fn publish(&mut self, index: usize, change: impl FnOnce(&mut Vec<Route>)) {
         let Owned { listeners, listening, certificates, .. } = &mut self.owned;
         if let (Some(listener), Some(listening)) = (listeners.get_mut(index), listening.get(index)) {
             change(&mut listener.routes);

@@ -132,6 +132,7 @@ impl Thread {
             }
         }
         self.owned.certificates.tick(Instant::now(), SystemTime::now());
+        self.publish_authorities();
         self.publish_tables();
         if !self.is_troubled {
             self.trouble.clear();

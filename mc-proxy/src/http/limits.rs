@@ -33,9 +33,11 @@ pub struct HttpLimits {
     /// Streams in a window that end by RST_STREAM, the client's (CVE-2023-44487) or ours for its mistakes (CVE-2025-8671);
     /// beyond it GOAWAY with ENHANCE_YOUR_CALM (RFC 9113 §7).
     pub max_resets: u32,
-    /// CONTINUATION frames of one field block (CVE-2024-27316); beyond it ENHANCE_YOUR_CALM.
+    /// CONTINUATION frames of one field block (CVE-2024-27316); beyond it ENHANCE_YOUR_CALM. More than a list of `max_head_bytes`
+    /// can fill are refused in any case.
     pub max_continuations: u32,
-    /// SETTINGS, PING, PRIORITY and empty DATA frames in a window, each of which costs more than it brings (CVE-2019-9512,
+    /// SETTINGS, empty DATA and unknown frames in a window, and PING, PRIORITY and WINDOW_UPDATE beyond what requests and
+    /// responses account for, each of which costs more than it brings (CVE-2019-9512,
     /// -9515, -9518); beyond it ENHANCE_YOUR_CALM.
     pub max_control_frames: u32,
     /// What the counts above are taken in.
@@ -64,8 +66,8 @@ impl Default for HttpLimits {
             max_body_bytes: 0,
             max_requests: 1_000,
             max_concurrent_streams: 128,
-            max_resets: 100,
-            max_continuations: 8,
+            max_resets: 256,
+            max_continuations: 4,
             max_control_frames: 200,
             window: Duration::from_secs(10),
             pool_idle_timeout: Duration::from_secs(60),

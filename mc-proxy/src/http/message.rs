@@ -89,6 +89,9 @@ pub enum Broken {
     /// RFC 9113 §8.7: the other end has not looked at the stream, which may be tried again.
     #[error("the stream was refused")]
     Refused,
+    /// The other end does not know what is wanted of it (RFC 8441 §3); nothing has been sent.
+    #[error("extended CONNECT is not supported")]
+    Unsupported,
     /// Where the message ends is not known.
     #[error(transparent)]
     Malformed(#[from] HeadError),

@@ -1,16 +1,13 @@
 //! What is known of a client's connection to everything that is served on it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{
     fields::forwarded::Written,
     upstream::{Backends, pool::Idle},
 };
 use crate::{
-    conn::{Edge, Listening, Local},
+    conn::{Announced, Edge, Listening, Local, Shared, Shown},
     firewall::OffenceKind,
     net::addr::ClientAddr,
     route::Destination,
@@ -36,16 +33,16 @@ pub struct Site {
     pub alpn: AlpnOffer,
     /// The client's, where records tell it.
     pub country: Option<Box<str>>,
-    /// `1.3` or `1.2`; none without TLS.
+    /// `TLSv1.3` or `TLSv1.2`; none without TLS.
     pub tls: Option<&'static str>,
-    /// The PROXY header for the client's own connections to backends; empty where there are none.
-    pub header: Box<[u8]>,
+    /// What PROXY headers for the client's own connections to backends tell; none where there are no such connections.
+    pub announced: Option<Announced>,
+    /// What the connection's record tells of the requests.
+    pub shared: Arc<Shared>,
     /// Connections to backends that are the client's own, with the backends that they belong to.
     own: Mutex<Option<(Arc<Backends>, Arc<Idle>)>>,
     /// What backends are told of the client.
     pub written: Mutex<Option<Written>>,
-    /// Bytes of content from backends.
-    from_backends: AtomicU64,
 }
 
 impl Site {
@@ -61,7 +58,8 @@ impl Site {
         alpn: AlpnOffer,
         country: Option<Box<str>>,
         tls: Option<&'static str>,
-        header: Box<[u8]>,
+        announced: Option<Announced>,
+        shared: Arc<Shared>,
     ) -> Self {
         Self {
             local,
@@ -73,10 +71,10 @@ impl Site {
             alpn,
             country,
             tls,
-            header,
+            announced,
+            shared,
             own: Mutex::default(),
             written: Mutex::default(),
-            from_backends: 0.into(),
         }
     }
 
@@ -116,14 +114,9 @@ impl Site {
         }
     }
 
-    /// Counts content that has come from a backend.
-    pub fn count_from_backend(&self, bytes: u64) {
-        self.from_backends.fetch_add(bytes, Relaxed);
-    }
-
-    /// Bytes of content from backends.
-    pub fn from_backends(&self) -> u64 {
-        self.from_backends.load(Relaxed)
+    /// Who the client is, as far as logs may tell.
+    pub fn shown_client(&self) -> Shown {
+        Shown::new(self.client, self.edge().redact_clients)
     }
 }
 

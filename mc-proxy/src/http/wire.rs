@@ -89,6 +89,11 @@ impl<S> Wire<S> {
         (self.read, self.written)
     }
 
+    /// Takes its buffers off the account of this thread, which may not be the one that uses them next.
+    pub fn settle(&self) {
+        self.charge.force(0);
+    }
+
     /// Gives back the memory of buffers that are empty.
     pub fn release(&mut self) {
         if self.input.is_empty() {

@@ -82,6 +82,11 @@ impl ClientAddr {
         self.0
     }
 
+    /// The same client at any of its ports.
+    pub fn without_port(self) -> Self {
+        Self(SocketAddr::new(self.0.ip(), 0))
+    }
+
     /// The address without the port.
     pub fn ip(self) -> IpAddr {
         self.0.ip()

@@ -2,6 +2,7 @@
 
 use std::{ops::Deref, sync::Arc};
 
+use super::MatchedRule;
 use crate::{
     desired::{Mode, Target},
     http::{policy::Policies, upstream::Backends},
@@ -24,18 +25,24 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// With its certificate, when `certificates` has it. `previous` is what its route had before: it goes on where nothing
+    /// Of the route `rule`, with its certificate and its backends' authorities, when `certificates` has them. `previous` is what
+    /// its route had before: it goes on where nothing
     /// has changed, and the counters of its policies do in any case.
     pub fn new(
-        name: Arc<str>,
+        rule: MatchedRule<'_>,
         target: &Target,
         certificates: Option<&Certificates>,
         previous: Option<&Arc<Self>>,
     ) -> Arc<Self> {
         let certificate = target.cert_files().and_then(|files| certificates?.get(&files));
+        // Found by the same file, they are others when its content is.
+        let authorities = target.backend_roots().and_then(|path| certificates?.authorities(path));
         let is_same = |previous: &&Arc<Self>| {
             let certificates = [&previous.certificate, &certificate].map(|one| one.as_ref().map(Arc::as_ptr));
-            previous.target == *target && certificates[0] == certificates[1]
+            let upstream = previous.upstream.as_ref();
+            previous.target == *target
+                && certificates[0] == certificates[1]
+                && upstream.is_none_or(|upstream| upstream.is_of(target, authorities.as_ref()))
         };
         if let Some(same) = previous.filter(is_same) {
             return Arc::clone(same);
@@ -46,11 +53,15 @@ impl Destination {
             Mode::L7 => {
                 let before = previous.and_then(|previous| previous.upstream.as_ref());
                 // Connections do not end because a policy has come.
-                let same = before.filter(|upstream| upstream.is_of(target)).map(Arc::clone);
-                Some(same.unwrap_or_else(|| Backends::new(target)))
+                let same = before.filter(|upstream| upstream.is_of(target, authorities.as_ref())).map(Arc::clone);
+                let hostname = match rule {
+                    MatchedRule::Exact(name) => Some(name),
+                    MatchedRule::Wildcard(_) | MatchedRule::Default => None,
+                };
+                Some(same.unwrap_or_else(|| Backends::new(target, hostname, authorities)))
             }
         };
-        Arc::new(Self { target: target.clone(), name, certificate, policies, upstream })
+        Arc::new(Self { target: target.clone(), name: rule.to_string().into(), certificate, policies, upstream })
     }
 }
 

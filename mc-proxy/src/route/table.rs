@@ -80,7 +80,7 @@ impl RouteTable {
         previous: Option<&Self>,
     ) -> Self {
         let before = previous.and_then(|table| table.default.as_ref());
-        let default = default.map(|target| Destination::new(DEFAULT.into(), target, certificates, before));
+        let default = default.map(|target| Destination::new(MatchedRule::Default, target, certificates, before));
         let mut table = Self { default, ..Self::default() };
         for route in routes {
             let (names, hostname) = match &route.hostname {
@@ -91,8 +91,11 @@ impl RouteTable {
                 }
             };
             let before = previous.and_then(|table| table.destination(&route.hostname, &route.alpn));
-            let name = route.hostname.to_string().into();
-            let destination = Destination::new(name, &route.target, certificates, before);
+            let rule = match &route.hostname {
+                Pattern::Exact(name) => MatchedRule::Exact(name),
+                Pattern::Wildcard(suffix) => MatchedRule::Wildcard(suffix),
+            };
+            let destination = Destination::new(rule, &route.target, certificates, before);
             let choices = names.entry(hostname.clone()).or_default();
             table.len += usize::from(choices.add(&route.alpn, destination));
         }

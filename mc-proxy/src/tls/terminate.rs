@@ -45,7 +45,7 @@ pub struct TlsStream(tokio_rustls::server::TlsStream<Replay>);
 pub struct TlsFacts {
     /// The application protocol.
     pub alpn: Option<Alpn>,
-    /// `1.3` or `1.2`.
+    /// `TLSv1.3` or `TLSv1.2`.
     pub version: &'static str,
     /// As IANA writes it.
     pub cipher_suite: &'static str,
@@ -119,7 +119,7 @@ impl TlsFacts {
                 Some(HTTP_1_1) => Some(Alpn::Http11),
                 Some(_) | None => None,
             },
-            version: if version == Some(rustls::ProtocolVersion::TLSv1_3) { "1.3" } else { "1.2" },
+            version: if version == Some(rustls::ProtocolVersion::TLSv1_3) { "TLSv1.3" } else { "TLSv1.2" },
             cipher_suite: connection
                 .negotiated_cipher_suite()
                 .and_then(|suite| suite.suite().as_str())

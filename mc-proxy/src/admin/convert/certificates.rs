@@ -38,7 +38,7 @@ fn certificate(listed: ListedCertificate, now: SystemTime) -> v1::Certificate {
 pub(in crate::admin) fn reloaded_to_proto(reloaded: Reloaded) -> v1::ReloadCertificatesResponse {
     let Reloaded { replaced, unchanged, failed } = reloaded;
     let failed = failed.into_iter();
-    let failed = failed.map(|(files, error)| v1::CertificateFailure { tls_cert: files.to_string(), error });
+    let failed = failed.map(|(file, error)| v1::CertificateFailure { tls_cert: file.display().to_string(), error });
     v1::ReloadCertificatesResponse { replaced, unchanged, failed: failed.collect() }
 }
 

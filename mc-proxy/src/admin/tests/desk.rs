@@ -97,7 +97,7 @@ impl Desk {
             }
             Command::ReloadCertificates(reply) => {
                 let files = certificates().remove(0).status.files;
-                let failed = vec![(files, "/certs/a.pem: there is no PEM certificate in it".to_owned())];
+                let failed = vec![(files.cert, "/certs/a.pem: there is no PEM certificate in it".to_owned())];
                 let _ = reply.send(Ok(Reloaded { replaced: 2, unchanged: 1, failed }));
             }
             Command::Release(reply) => {

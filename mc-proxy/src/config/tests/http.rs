@@ -46,7 +46,7 @@ fn limits_that_are_none() {
         ("max_head_bytes = 100", "http.max_head_bytes must be from 1024 to 1048576: 100; write 32768"),
         ("max_head_bytes = \"4GiB\"", "http.max_head_bytes must be from 1024 to 1048576: 4294967296; write 32768"),
         ("max_fields = 0", "http.max_fields must be from 1 to 10000: 0; write 100"),
-        ("max_resets = -1", "http.max_resets must be from 1 to 1000000: -1; write 100"),
+        ("max_resets = -1", "http.max_resets must be from 1 to 1000000: -1; write 256"),
         ("header_timeout = \"0s\"", "http.header_timeout must be above 0; write \"10s\""),
         ("pool_max_idle = -1", "http.pool_max_idle must be from 0 to 10000: -1; write 256"),
         ("pool_idle_timeout = \"0s\"", "http.pool_idle_timeout must be above 0; write \"60s\""),

@@ -97,3 +97,49 @@ async fn a_certificate_that_does_not_load_is_refused_and_nothing_changes() {
     unverified.target.backend_insecure = true;
     bench.control.add_route(":443".into(), unverified).await.unwrap();
 }
+
+#[tokio::test]
+async fn authorities_that_have_rotated_verify_the_backends_of_all_routes() {
+    let bench = Bench::new();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, make("ca.example").cert).unwrap();
+    let mut route = l7(&make("a.example").write(dir.path()));
+    (route.target.backend_tls, route.target.backend_ca) = (true, Some(ca.clone()));
+    let name = || listener().addr.to_string();
+    bench.control.add_route(name(), route.clone()).await.unwrap();
+    let second = Route { hostname: "b.example".parse().unwrap(), ..route.clone() };
+    bench.control.add_route(name(), second.clone()).await.unwrap();
+    let upstreams = || {
+        let routes = bench.listening.routes.load();
+        ["a.example", "b.example"].map(|name| {
+            let found = routes.lookup(Some(&name.parse().unwrap()), &AlpnOffer::default()).unwrap();
+            found.target.upstream.clone().unwrap()
+        })
+    };
+    let first = upstreams();
+    let is_kept = || {
+        let [a, b] = upstreams();
+        [Arc::ptr_eq(&a, &first[0]), Arc::ptr_eq(&b, &first[1])]
+    };
+    bench.control.add_route(name(), route.clone()).await.unwrap();
+    bench.control.reload_certificates().await.unwrap();
+    assert_eq!(is_kept(), [true; 2], "the file is the same");
+
+    std::fs::write(&ca, "nothing").unwrap();
+    assert_eq!(bench.control.reload_certificates().await.unwrap().failed[0].0, ca);
+    assert_eq!(is_kept(), [true; 2]);
+
+    std::fs::write(&ca, make("ca.example").cert).unwrap();
+    bench.control.reload_certificates().await.unwrap();
+    assert_eq!(is_kept(), [false; 2]);
+
+    let before = upstreams();
+    std::fs::write(&ca, make("ca.example").cert).unwrap();
+    bench.control.add_route(name(), second).await.unwrap();
+    let after = upstreams();
+    assert!(
+        !Arc::ptr_eq(&before[0], &after[0]) && !Arc::ptr_eq(&before[1], &after[1]),
+        "a route that names the same file"
+    );
+}

@@ -14,6 +14,7 @@ use super::{
     Left,
     pump::{End, Pump, Stopped},
 };
+use crate::firewall::OffenceKind;
 use crate::http::{
     access::Outcome,
     deadline::Deadline,
@@ -36,8 +37,14 @@ pub(super) struct Flow<'a, D> {
     sent_at: Instant,
     /// Between two parts of the request.
     body_timeout: Duration,
+    /// To the head of the response.
+    response_timeout: Duration,
+    /// The request's content has to keep to `min_body_rate`: it is neither a stream of messages nor a tunnel.
+    has_rate: bool,
     expects_continue: bool,
     has_informed: bool,
+    /// Bytes from the backend that the connection's record knows of.
+    told: u64,
 }
 
 /// When something last moved.
@@ -45,22 +52,34 @@ pub(super) struct Flow<'a, D> {
 struct Progress {
     begun_at: Instant,
     at: Instant,
-    seen: (u64, u64, u64),
+    parts: (u64, u64),
+    taken: u64,
 }
 
 /// Why there is no response yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// `has_sent`: it may have seen a part of the request.
+    /// `has_sent`: it may have seen a part of the request; `has_answered`: it has, and has begun to answer.
     Backend {
         broken: Broken,
         has_sent: bool,
+        has_answered: bool,
     },
     BackendLate,
     Client(Broken),
-    ClientLate,
+    ClientLate {
+        is_offence: bool,
+    },
     /// The request has more content than it may have.
     TooLong,
+}
+
+/// What a wait has ended by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    Deadline,
+    /// The request's content comes, but too slowly.
+    Rate,
 }
 
 /// Who is late.
@@ -81,6 +100,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
     ) -> Self {
         let edge = site.edge();
         let max = if edge.http.max_body_bytes == 0 { u64::MAX } else { edge.http.max_body_bytes };
+        let taken = client.taken();
         Self {
             site,
             client,
@@ -88,12 +108,15 @@ impl<'a, D: Downstream> Flow<'a, D> {
             up: Pump::new(request.content.is_empty(), max),
             down: Pump::new(true, u64::MAX),
             deadline,
-            progress: Progress { begun_at: now, at: now, seen: (0, 0, 0) },
+            progress: Progress { begun_at: now, at: now, parts: (0, 0), taken },
             sent_at: now,
             // A stream of messages may be silent for as long as a connection may.
             body_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.body_timeout },
+            response_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.response_timeout },
+            has_rate: !is_grpc,
             expects_continue: request.expects_continue,
             has_informed: false,
+            told: 0,
         }
     }
 
@@ -112,9 +135,16 @@ impl<'a, D: Downstream> Flow<'a, D> {
         .await
     }
 
-    /// Whether content of the request has been taken from the client, so that it cannot be sent once more.
+    /// Gives up the connection, of which nothing was heard, for the sake of another.
+    pub(super) fn retry(&mut self) {
+        self.backend = None;
+        self.up.restart();
+    }
+
+    /// Whether content of the request has been taken from the client, or something of a response has been passed on: it cannot be
+    /// sent once more.
     pub(super) fn has_begun(&self) -> bool {
-        self.up.has_begun()
+        self.up.has_begun() || self.has_informed
     }
 
     /// Bytes of the request's content.
@@ -129,9 +159,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
 
     /// Sends the request's content and waits for the head of the response.
     pub(super) async fn answer(&mut self, backend: Exchanging) -> Result<Response, Failure> {
-        if self.backend.replace(backend).is_some() {
-            self.up.restart();
-        }
+        self.backend = Some(backend);
         self.sent_at = Instant::now();
         self.progress.at = self.sent_at;
         let answer = poll_fn(|cx| self.poll_answer(cx)).await;
@@ -169,8 +197,8 @@ impl<'a, D: Downstream> Flow<'a, D> {
                     self.has_informed = true;
                 }
                 Poll::Ready(Err(broken)) => {
-                    let has_sent = backend.has_sent();
-                    return Poll::Ready(Err(Failure::Backend { broken, has_sent }));
+                    let (has_sent, has_answered) = (backend.has_sent(), backend.has_answered());
+                    return Poll::Ready(Err(Failure::Backend { broken, has_sent, has_answered }));
                 }
                 Poll::Pending => break,
             }
@@ -180,19 +208,22 @@ impl<'a, D: Downstream> Flow<'a, D> {
         {
             return Poll::Ready(Err(Failure::Client(broken)));
         }
-        if self.up.is_done() && self.client.poll_gone(cx).is_ready() {
+        if self.waits_for_backend() && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Failure::Client(Broken::Gone)));
         }
-        let limits = &self.site.edge().http;
         // A client that waits for 100 does so until the backend says something.
         let is_held = self.expects_continue && !self.has_informed && !self.up.has_begun();
         let (timeout, late) = match self.up.waits_for() {
             End::Source if !self.up.is_done() && !is_held => (self.body_timeout, Late::Client),
-            End::Source | End::Sink => (limits.response_timeout, Late::Backend),
+            End::Source | End::Sink => (self.response_timeout, Late::Backend),
         };
         match self.poll_late(cx, timeout) {
-            Poll::Ready(()) if late == Late::Client => Poll::Ready(Err(Failure::ClientLate)),
-            Poll::Ready(()) => Poll::Ready(Err(Failure::BackendLate)),
+            Poll::Ready(Over::Rate) => Poll::Ready(Err(Failure::ClientLate { is_offence: true })),
+            // A stream of messages may have none.
+            Poll::Ready(Over::Deadline) if late == Late::Client => {
+                Poll::Ready(Err(Failure::ClientLate { is_offence: self.has_rate }))
+            }
+            Poll::Ready(Over::Deadline) => Poll::Ready(Err(Failure::BackendLate)),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -207,8 +238,17 @@ impl<'a, D: Downstream> Flow<'a, D> {
         self.down = Pump::new(is_empty, u64::MAX);
         if is_tunnel {
             self.up = Pump::new(false, u64::MAX);
+            self.has_rate = false;
         }
-        poll_fn(|cx| self.poll_content(cx, is_tunnel)).await
+        let ended = poll_fn(|cx| self.poll_content(cx, is_tunnel)).await;
+        self.tell();
+        ended
+    }
+
+    /// Tells the connection's record what has come from the backend.
+    fn tell(&mut self) {
+        let bytes = self.down.bytes();
+        self.site.shared.add_from_backends(bytes - std::mem::replace(&mut self.told, bytes));
     }
 
     fn poll_content(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Poll<(Left, Outcome)> {
@@ -237,6 +277,10 @@ impl<'a, D: Downstream> Flow<'a, D> {
                 }
             }
         }
+        // Who says nothing more is not read from, and has to be asked.
+        if !self.down.is_done() && self.waits_for_backend() && self.client.poll_gone(cx).is_ready() {
+            return Poll::Ready((Left::Broken, Outcome::ClientAborted));
+        }
         if self.down.is_done() && (self.up.is_done() || !is_tunnel) {
             let left = if self.client.is_ended() { Left::Whole } else { Left::Unread };
             return Poll::Ready((left, Outcome::Completed));
@@ -249,21 +293,35 @@ impl<'a, D: Downstream> Flow<'a, D> {
         } else {
             (self.site.edge().proxy.idle_timeout, Outcome::BackendTimeout)
         };
-        self.poll_late(cx, timeout).map(|()| (Left::Broken, outcome))
+        match std::task::ready!(self.poll_late(cx, timeout)) {
+            Over::Deadline if outcome == Outcome::BackendTimeout => {}
+            // It takes nothing, or gives next to nothing, on purpose or not.
+            Over::Deadline | Over::Rate => self.site.report(OffenceKind::Timeout),
+        }
+        Poll::Ready((Left::Broken, outcome))
     }
 
-    fn poll_late(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<()> {
-        let seen = (self.up.parts(), self.down.parts(), self.client.taken());
-        if seen != self.progress.seen {
-            self.progress.seen = seen;
+    /// Whether nothing is asked of the client at the moment that would tell that it is gone.
+    fn waits_for_backend(&self) -> bool {
+        self.up.is_done() || self.up.waits_for() == End::Sink
+    }
+
+    fn poll_late(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<Over> {
+        let (parts, taken) = ((self.up.parts(), self.down.parts()), self.client.taken());
+        // What a client sends does not excuse it from taking what it is sent.
+        let is_held = !self.down.is_done() && self.down.waits_for() == End::Sink;
+        if taken != self.progress.taken || (!is_held && parts != self.progress.parts) {
             self.progress.at = Instant::now();
+            self.tell();
             let elapsed = self.progress.at - self.progress.begun_at;
-            if !self.up.is_done() && self.site.edge().http.is_too_slow(self.up.bytes(), elapsed) {
-                return Poll::Ready(());
+            let is_clients = !self.up.is_done() && self.up.waits_for() == End::Source && self.has_rate;
+            if is_clients && self.site.edge().http.is_too_slow(self.up.bytes(), elapsed) {
+                return Poll::Ready(Over::Rate);
             }
         }
+        (self.progress.parts, self.progress.taken) = (parts, taken);
         self.deadline.set(self.progress.at + timeout);
-        self.deadline.poll_over(cx)
+        self.deadline.poll_over(cx).map(|()| Over::Deadline)
     }
 
     /// The connection to the backend, if the exchange has left it where another may begin.

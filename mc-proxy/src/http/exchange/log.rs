@@ -80,7 +80,6 @@ impl RequestLog {
     pub(super) fn finish(self, site: &Site, outcome: Outcome, draw: u64) {
         let edge = site.edge();
         edge.http_counters.count(self.status, outcome);
-        site.count_from_backend(self.response_bytes);
         let (Some(access), Some(head)) = (&edge.access, self.head) else { return };
         if !access.sample.keeps(draw, self.status, outcome) {
             return;

@@ -167,7 +167,7 @@ async fn serve<D: Downstream>(
     // The route passes TLS through by now, which another connection finds out.
     let Some(backends) = &destination.upstream else { return Err(refused(HttpError::Misdirected)) };
     let (flow, answer) = reach(site, client, backends, request, deadline, log, random).await?;
-    Ok(finish(site, flow, answer, backends, request, log).await)
+    finish(site, flow, answer, backends, request, log).await
 }
 
 /// Connects and waits for the head of the response, over another connection if the first one was no good and it is safe.
@@ -184,7 +184,8 @@ async fn reach<'a, D: Downstream>(
     let own = site.own(backends);
     let wanted = Wanted {
         client: site.client,
-        header: if own.is_some() { &site.header } else { &[] },
+        server_name: site.server_name.as_ref(),
+        announced: site.announced.as_ref(),
         is_grpc: is_grpc(&request.headers),
         is_upgrade: request.upgrade.is_some(),
         own: own.as_ref(),
@@ -230,22 +231,26 @@ async fn reach<'a, D: Downstream>(
                 }
                 Err(failure) => failure,
             },
-            Err(broken) => Failure::Backend { broken, has_sent: false },
+            Err(broken) => Failure::Backend { broken, has_sent: false, has_answered: false },
         };
         log.request_bytes = flow.sent_up();
         let is_safe = match failure {
+            // It would be no different over another connection.
+            Failure::Backend { broken: Broken::Unsupported, .. } | Failure::Backend { has_answered: true, .. } => false,
             // RFC 9113 §8.7: a refused stream has not been looked at.
             Failure::Backend { broken: Broken::Refused, .. } | Failure::Backend { has_sent: false, .. } => true,
+            // RFC 9110 §9.2.2, RFC 9112 §9.3.1: the backend has closed a connection that it found idle.
             Failure::Backend { broken: Broken::Gone, .. } => was_used && is_idempotent(&request.method),
             Failure::Backend { .. }
             | Failure::BackendLate
             | Failure::Client(_)
-            | Failure::ClientLate
+            | Failure::ClientLate { .. }
             | Failure::TooLong => false,
         };
         if is_safe && !is_again && !flow.has_begun() {
             edge.http_counters.count_retry();
             is_again = true;
+            flow.retry();
             continue;
         }
         if let Failure::Backend { broken, .. } = failure {
@@ -263,11 +268,15 @@ async fn finish<D: Downstream>(
     backends: &Arc<Backends>,
     request: &Request,
     log: &mut RequestLog,
-) -> (Left, Outcome) {
+) -> Result<(Left, Outcome), Refused> {
     let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = if is_tunnel { request.upgrade.clone() } else { None };
     if is_tunnel {
         site.edge().http_counters.count_tunnel();
+    }
+    // The client would take what is no tunnel for one (RFC 8441 §5).
+    if request.version == Version::HTTP_2 && request.upgrade.is_some() && !is_tunnel && response.status.is_success() {
+        return Err(Refused { error: HttpError::BadGateway, outcome: Outcome::BackendFailed });
     }
     fields::forward_response(&mut response.headers, protocol);
     if site.local.drain.has_begun() {
@@ -281,7 +290,7 @@ async fn finish<D: Downstream>(
         let own = site.own(backends);
         backends.release(exchanging, own.as_ref(), &site.edge().http);
     }
-    (left, outcome)
+    Ok((left, outcome))
 }
 
 fn of_connecting(error: &ConnectError) -> Refused {
@@ -302,8 +311,10 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
     match failure {
         Failure::Backend { .. } => Refused { error: HttpError::BadGateway, outcome: Outcome::BackendFailed },
         Failure::BackendLate => Refused { error: HttpError::GatewayTimeout, outcome: Outcome::BackendTimeout },
-        Failure::ClientLate => {
-            site.report(OffenceKind::Timeout);
+        Failure::ClientLate { is_offence } => {
+            if is_offence {
+                site.report(OffenceKind::Timeout);
+            }
             Refused { error: HttpError::RequestTimeout, outcome: Outcome::Refused }
         }
         Failure::TooLong => Refused { error: HttpError::ContentTooLarge, outcome: Outcome::Refused },
@@ -313,7 +324,7 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
             Refused { error: HttpError::BadRequest, outcome: Outcome::Refused }
         }
         // It does not hear it, or only by the end of the connection.
-        Failure::Client(Broken::Gone | Broken::Reset | Broken::Refused | Broken::Protocol) => {
+        Failure::Client(Broken::Gone | Broken::Reset | Broken::Refused | Broken::Unsupported | Broken::Protocol) => {
             Refused { error: HttpError::BadRequest, outcome: Outcome::ClientAborted }
         }
     }

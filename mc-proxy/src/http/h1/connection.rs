@@ -4,7 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use ::http::HeaderMap;
 use bytes::{Buf as _, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
 
 use super::{
     HeadLimits, RequestFraming, ResponseFraming,
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::http::{
     message::{Broken, Part, Sink, Source},
+    transport::Transport,
     wire::{WAITING_MAX, Wire},
 };
 
@@ -161,10 +162,11 @@ impl<S: AsyncRead + Unpin> Source for Connection<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Sink for Connection<S> {
+impl<S: Transport> Sink for Connection<S> {
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>> {
         // What is taken is not asked about again, so nothing is taken before there is room.
         while self.wire.waiting() > WAITING_MAX {
+            self.wire.io().socket_mut().bound_unsent();
             ready!(self.wire.poll_flush(cx)).map_err(|_| Broken::Gone)?;
         }
         if !data.is_empty() {

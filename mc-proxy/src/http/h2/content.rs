@@ -15,6 +15,7 @@ use super::{
 };
 use crate::http::{
     fields::translate::check_h2,
+    h1::HeadError,
     message::{Broken, Part},
 };
 
@@ -26,6 +27,7 @@ pub struct Incoming {
     held: usize,
     max_fields: usize,
     has_ended: bool,
+    is_malformed: bool,
 }
 
 /// What the peer gets.
@@ -39,7 +41,7 @@ pub struct Outgoing {
 impl Incoming {
     /// `max_fields`: of trailers.
     pub fn new(stream: RecvStream, max_fields: usize) -> Self {
-        Self { stream, held: 0, max_fields, has_ended: false }
+        Self { stream, held: 0, max_fields, has_ended: false, is_malformed: false }
     }
 
     /// See [`Source::poll_part`](crate::http::message::Source::poll_part).
@@ -63,7 +65,8 @@ impl Incoming {
         self.has_ended = true;
         let Some(trailers) = trailers else { return Poll::Ready(Ok(None)) };
         if trailers.len() > self.max_fields || check_h2(&trailers).is_err() {
-            return Poll::Ready(Err(Broken::Protocol));
+            self.is_malformed = true;
+            return Poll::Ready(Err(Broken::Malformed(HeadError::FieldName)));
         }
         Poll::Ready(Ok(Some(Part::Trailers(trailers))))
     }
@@ -71,6 +74,11 @@ impl Incoming {
     /// Whether the last part has been given.
     pub fn is_ended(&self) -> bool {
         self.has_ended || self.stream.is_end_stream()
+    }
+
+    /// Whether the peer's message is none (RFC 9113 §8.1.1).
+    pub fn is_malformed(&self) -> bool {
+        self.is_malformed
     }
 
     fn release(&mut self) {

@@ -25,10 +25,10 @@ const HEAD: usize = 9;
 const CODE: usize = 4;
 
 /// DATA of fewer bytes costs more than it brings, unless it is the last.
-const SMALL: u32 = 64;
+const SMALL: u32 = 16;
 
 /// Streams of small messages, as of gRPC and WebSocket, are honest: so many more of them than of control frames.
-pub const SMALL_PER_CONTROL: u32 = 64;
+pub const SMALL_PER_CONTROL: u32 = 256;
 
 /// Padding (RFC 9113 §6.1) that a frame may have, with its length.
 const PADDING_MAX: u32 = 256;
@@ -43,13 +43,18 @@ const FIRST_UPDATES: u32 = 16;
 /// WINDOW_UPDATE, or PING, that may be accounted for at a time.
 const CREDIT_MAX: u32 = 16 * 1024;
 
+/// Browsers order the pictures of a page anew as it is scrolled: PRIORITY, or PRIORITY_UPDATE (RFC 9218 §7.1), for each request.
+const PRIORITIES: u32 = 4;
+
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+const PRIORITY_UPDATE: u8 = 16;
 
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
@@ -84,10 +89,16 @@ pub struct Guard {
     continuations: u32,
     /// WINDOW_UPDATE that are accounted for.
     updates: u32,
+    /// WINDOW_UPDATE for DATA however short, as some clients send for every frame; they count as small ones do.
+    short_updates: u32,
+    /// PRIORITY and PRIORITY_UPDATE that are accounted for.
+    priorities: u32,
     /// PING that are: one for each frame of a response. Clients of gRPC measure the bandwidth with them.
     pings: u32,
     /// Bytes that were sent since the last step.
     step: u32,
+    /// HEADERS and DATA that were sent.
+    asked: u64,
     has_settings: bool,
     block_since: Option<Instant>,
     violation: Option<Violation>,
@@ -133,8 +144,11 @@ impl Guard {
             max_continuations: limits.max_continuations,
             continuations: 0,
             updates: FIRST_UPDATES,
+            short_updates: 0,
+            priorities: PRIORITIES,
             pings: 0,
             step: 0,
+            asked: 0,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -153,8 +167,11 @@ impl Guard {
             max_continuations: u32::MAX,
             continuations: 0,
             updates: 0,
+            short_updates: 0,
+            priorities: PRIORITIES,
             pings: 0,
             step: 0,
+            asked: 0,
             has_settings: false,
             block_since: None,
             violation: None,
@@ -169,6 +186,7 @@ impl Guard {
                 Event::Ended(Frame { kind: HEADERS | CONTINUATION, flags, .. }) if flags & END_HEADERS != 0 => {
                     self.block_since = None;
                 }
+                Event::Ended(Frame { kind: SETTINGS, .. }) => self.has_settings = true,
                 Event::Ended(_) => {}
             }
         }
@@ -177,12 +195,16 @@ impl Guard {
     /// We have sent `bytes`.
     pub fn sent(&mut self, mut bytes: &[u8], now: Instant) {
         while let Some(event) = self.outbound.next(&mut bytes) {
+            self.asked += u64::from(matches!(event, Event::Begun(Frame { kind: DATA | HEADERS, .. })));
             match event {
                 Event::Begun(Frame { kind: DATA, length, .. }) => {
                     let bytes = self.step + length;
                     self.step = bytes % WINDOW_STEP;
                     self.updates = (self.updates + 2 * (bytes / WINDOW_STEP)).min(CREDIT_MAX);
                     self.pings = (self.pings + 1).min(CREDIT_MAX);
+                    if length > 0 {
+                        self.short_updates = (self.short_updates + 2).min(CREDIT_MAX);
+                    }
                 }
                 Event::Begun(Frame { kind: HEADERS, .. }) => self.pings = (self.pings + 1).min(CREDIT_MAX),
                 Event::Begun(Frame { kind: RST_STREAM, code, .. }) if is_for_a_mistake(code) => self.count_reset(now),
@@ -194,6 +216,11 @@ impl Guard {
     /// The first limit that was exceeded.
     pub fn violation(&self) -> Option<Violation> {
         self.violation
+    }
+
+    /// HEADERS and DATA that were sent so far.
+    pub fn asked(&self) -> u64 {
+        self.asked
     }
 
     /// Whether the peer has sent SETTINGS, which begin every connection (RFC 9113 §3.4).
@@ -214,6 +241,7 @@ impl Guard {
                 self.block_since = Some(now);
                 // Some clients enlarge the window of every stream that they open.
                 self.updates = (self.updates + 1).min(CREDIT_MAX);
+                self.priorities = (self.priorities + PRIORITIES).min(CREDIT_MAX);
             }
             CONTINUATION => {
                 self.continuations = self.continuations.saturating_add(1);
@@ -223,11 +251,13 @@ impl Guard {
             }
             RST_STREAM => self.count_reset(now),
             WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
-            PING if self.pings > 0 => self.pings -= 1,
-            kind => {
-                self.has_settings |= kind == SETTINGS;
-                self.count_control(now);
+            WINDOW_UPDATE if self.short_updates > 0 => {
+                self.short_updates -= 1;
+                self.count_small(now);
             }
+            PRIORITY | PRIORITY_UPDATE if self.priorities > 0 => self.priorities -= 1,
+            PING if self.pings > 0 => self.pings -= 1,
+            _ => self.count_control(now),
         }
     }
 
@@ -237,7 +267,13 @@ impl Guard {
             // It does something.
         } else if frame.length == 0 {
             self.count_control(now);
-        } else if frame.length.saturating_sub(padding) < SMALL && !self.small.admit(now) {
+        } else if frame.length.saturating_sub(padding) < SMALL {
+            self.count_small(now);
+        }
+    }
+
+    fn count_small(&mut self, now: Instant) {
+        if !self.small.admit(now) {
             self.violated(Violation::SmallFrames);
         }
     }

@@ -48,13 +48,15 @@ struct State {
     read: u64,
     written: u64,
     stalled_since: Option<Instant>,
+    unanswered_since: Option<Instant>,
 }
 
 impl<S> Guarded<S> {
     /// `linger`: how many bytes that come after the end of our side are discarded, so that the end does not become a reset which
     /// overtakes what was said before.
     pub fn new(io: S, guard: Guard, linger: usize) -> (Self, Watch) {
-        let state = Arc::new(Mutex::new(State { guard, read: 0, written: 0, stalled_since: None }));
+        let state =
+            Arc::new(Mutex::new(State { guard, read: 0, written: 0, stalled_since: None, unanswered_since: None }));
         (Self { io, state: Arc::clone(&state), gathered: BytesMut::new(), linger, has_shut: false }, Watch(state))
     }
 
@@ -62,11 +64,15 @@ impl<S> Guarded<S> {
     fn sends<'a>(&self, count: usize, slices: impl Iterator<Item = &'a [u8]>) {
         let now = Instant::now();
         let mut state = lock(&self.state);
+        let asked = state.guard.asked();
         let mut left = count;
         for slice in slices {
             let sent = slice.get(..left.min(slice.len())).unwrap_or_default();
             state.guard.sent(sent, now);
             left -= sent.len();
+        }
+        if state.guard.asked() > asked {
+            state.unanswered_since.get_or_insert(now);
         }
     }
 
@@ -123,6 +129,11 @@ impl Watch {
         lock(&self.0).stalled_since
     }
 
+    /// Since when nothing has come although something was sent.
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        lock(&self.0).unanswered_since
+    }
+
     /// Bytes that have been read and written so far.
     pub fn transferred(&self) -> (u64, u64) {
         let state = lock(&self.0);
@@ -141,6 +152,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let mut state = lock(&this.state);
         let read = buf.filled().get(before..).unwrap_or_default();
         state.read += read.len() as u64;
+        state.unanswered_since = None;
         state.guard.received(read, Instant::now());
         if state.guard.violation().is_some() {
             // Nothing of it is worth the work. Whoever polls is to look at the violation.

@@ -10,11 +10,14 @@ use ::h2::Reason;
 
 use super::message::Broken;
 
-/// DATA that waits in a stream for the peer's window, in bytes.
+/// DATA of a stream that waits for the connection, in bytes: what the peer's window has room for, and its socket not yet.
 pub const SEND_BUFFER: usize = 32 * 1024;
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 §6.5.2): what a peer may send on a stream before somebody has taken it, in bytes.
 pub const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// Of flow control (RFC 9113 §6.9.1), in bytes.
+pub const WINDOW_MAX: u32 = (1 << 31) - 1;
 
 /// SETTINGS_MAX_FRAME_SIZE (RFC 9113 §6.5.2), in bytes: the least that may be said.
 pub const FRAME_MAX: u32 = 16 * 1024;

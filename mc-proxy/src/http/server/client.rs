@@ -67,7 +67,11 @@ impl<S: Transport> Client<S> {
                     return Poll::Ready(Next::Request(Box::new(head)));
                 }
                 Ok(None) => {}
-                Err(error) => return Poll::Ready(Next::Malformed(error)),
+                Err(error) => {
+                    // The answer is not to the request before it.
+                    (self.version, self.method) = (Version::HTTP_11, Method::GET);
+                    return Poll::Ready(Next::Malformed(error));
+                }
             }
             let has_begun = self.has_begun();
             match self.connection.wire().poll_fill(cx) {

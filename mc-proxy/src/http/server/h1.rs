@@ -52,11 +52,23 @@ pub(super) enum Service {
 }
 
 /// Serves a client until one of the two has had enough.
-pub(super) async fn serve<S: Transport>(site: &Site, stream: S, begun: &[u8], service: Service) -> (Outcome, u64, u64) {
-    let mut client = Client::new(stream, begun, HeadLimits::of_requests(&site.edge().http));
-    let outcome = run(site, &mut client, service).await;
-    let (from_client, _) = client.transferred();
-    (outcome, from_client, site.from_backends())
+pub(super) async fn serve<S: Transport>(site: &Site, stream: S, begun: &[u8], service: Service) -> Outcome {
+    let client = Client::new(stream, begun, HeadLimits::of_requests(&site.edge().http));
+    let mut served = Served { site, client };
+    run(site, &mut served.client, service).await
+}
+
+/// Tells what has come from the client, also when it is cut off.
+struct Served<'a, S: Transport> {
+    site: &'a Site,
+    client: Client<S>,
+}
+
+impl<S: Transport> Drop for Served<'_, S> {
+    fn drop(&mut self) {
+        let (from_client, _) = self.client.transferred();
+        self.site.shared.set_from_client(from_client);
+    }
 }
 
 async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service) -> Outcome {
@@ -83,7 +95,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
             Next::Malformed(error) => {
                 site.edge().http_counters.count_malformed(error);
                 site.report(OffenceKind::Http);
-                tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
+                tracing::debug!(client = %site.shown_client(), reason = error.reason(), "a request was malformed");
                 refuse(site, client, http_error(error), &mut deadline).await;
                 break Outcome::Closed;
             }

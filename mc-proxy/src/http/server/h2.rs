@@ -35,9 +35,10 @@ use crate::{
     conn::Outcome,
     firewall::OffenceKind,
     http::{
+        access,
         deadline::Deadline,
         h2::{
-            FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW,
+            FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, WINDOW_MAX,
             chunk::Chunk,
             guard::Guard,
             guarded::{Guarded, Watch},
@@ -50,11 +51,14 @@ use crate::{
     tls::TlsStream,
 };
 
-/// What a client may send on all streams together before somebody has taken it, in bytes.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What a stream is charged of the daemon's memory, in bytes: what may wait in it, both ways.
+const STREAM_CHARGE: u64 = SEND_BUFFER as u64 + STREAM_WINDOW as u64;
 
-/// What a stream is charged of the daemon's memory, in bytes.
-const STREAM_CHARGE: u64 = 32 * 1024;
+/// A client whose connection ends hears of it, and what it has sent meanwhile is served, as long as a packet may need.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Resets that the crate remembers, so that what comes late for them is not taken for a mistake.
+const RESET_MEMORY: Duration = Duration::from_secs(10);
 
 /// A client that does not hear that it is to go is not listened to any longer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -63,15 +67,16 @@ const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 * 1024;
 
 /// Serves a client until one of the two has had enough.
-pub(super) async fn serve(site: Site, stream: TlsStream) -> (Outcome, u64, u64) {
+pub(super) async fn serve(site: Site, stream: TlsStream) -> Outcome {
     Box::pin(serve_over(Arc::new(site), stream)).await
 }
 
-async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> (Outcome, u64, u64) {
+async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> Outcome {
     let limits = &site.edge().http;
     let (stream, watch) = Guarded::new(stream, Guard::of_clients(limits), LINGER_BYTES);
     let begun_at = Instant::now();
-    let outcome = match timeout(limits.header_timeout, builder(limits).handshake(stream)).await {
+    let _counted = Counted { site: Arc::clone(&site), watch: watch.clone() };
+    match timeout(limits.header_timeout, builder(limits).handshake(stream)).await {
         Ok(Ok(h2)) => Connection::new(Arc::clone(&site), h2, watch.clone(), begun_at).run().await,
         Ok(Err(error)) if error.is_io() => Outcome::ClientReset,
         Ok(Err(error)) => {
@@ -82,23 +87,37 @@ async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> (Outcome, u64, 
             site.report(OffenceKind::Timeout);
             Outcome::Idle
         }
-    };
-    let (from_client, _) = watch.transferred();
-    (outcome, from_client, site.from_backends())
+    }
 }
 
-/// The [`Guard`] counts in windows and is the stricter one; the crate's limits hold within one read, and for all of a
-/// connection.
+/// Tells what has come from the client, also when it is cut off.
+struct Counted {
+    site: Arc<Site>,
+    watch: Watch,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let (from_client, _) = self.watch.transferred();
+        self.site.shared.set_from_client(from_client);
+    }
+}
+
+/// The [`Guard`] counts in windows; the crate has limits of its own within one read, for all of a connection, and for the
+/// frames of a field block.
 fn builder(limits: &HttpLimits) -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        // All streams may have their windows full: one whose backend takes nothing does not hold up the others.
+        .initial_connection_window_size(limits.max_concurrent_streams.saturating_mul(STREAM_WINDOW).min(WINDOW_MAX))
         .max_frame_size(FRAME_MAX)
         .header_table_size(HEADER_TABLE)
         .max_header_list_size(limits.max_head_bytes)
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_send_buffer_size(SEND_BUFFER)
+        .reset_stream_duration(RESET_MEMORY)
+        .max_concurrent_reset_streams(limits.max_concurrent_streams as usize)
         .max_pending_accept_reset_streams(limits.max_resets as usize)
         .max_local_error_reset_streams(Some(limits.max_resets.saturating_mul(10) as usize))
         .enable_connect_protocol();
@@ -182,7 +201,7 @@ impl<S: Transport> Connection<S> {
             if let Some(violation) = self.watch.violation()
                 && !matches!(self.stage, Stage::Ending(..))
             {
-                tracing::debug!(client = %self.site.client, reason = %violation, "HTTP/2 was abused");
+                tracing::debug!(client = %self.site.shown_client(), reason = %violation, "HTTP/2 was abused");
                 self.abuse();
             }
             if self.stage == Stage::Serving && drain.as_mut().poll(cx).is_ready() {
@@ -233,7 +252,9 @@ impl<S: Transport> Connection<S> {
             }
             Stage::Ending(..) => return,
         }
-        let Some(charge) = Charge::take(STREAM_CHARGE) else {
+        let is_crowded = self.tasks.len() >= 2 * max_late as usize;
+        let Some(charge) = Charge::take(STREAM_CHARGE).filter(|_| !is_crowded) else {
+            self.site.edge().http_counters.count(None, access::Outcome::Overload);
             respond.send_reset(Reason::REFUSED_STREAM);
             return;
         };
@@ -284,7 +305,7 @@ impl<S: Transport> Connection<S> {
             Stage::Leaving(_) => [
                 head.map(|since| (since + limits.header_timeout, Late::Head)),
                 stalled.map(|since| (since + limits.write_timeout, Late::Stalled)),
-                self.idle_since.map(|since| (since + LINGER, Late::Idle)),
+                self.idle_since.map(|since| (since + GRACE, Late::Idle)),
             ],
             Stage::Ending(_, at) => [Some((at, Late::End)), None, None],
         };
@@ -303,7 +324,10 @@ impl<S: Transport> Connection<S> {
             (Late::Idle, Stage::Serving) => self.leave(Outcome::Idle),
             // It has been told once.
             (Late::Idle, Stage::Leaving(outcome) | Stage::Ending(outcome, _)) => self.end(outcome, Reason::NO_ERROR),
-            (Late::Stalled, _) => return Some(Outcome::ClientReset),
+            (Late::Stalled, _) => {
+                self.site.report(OffenceKind::Timeout);
+                return Some(Outcome::ClientReset);
+            }
             (Late::End, _) => return Some(self.outcome(Outcome::Closed)),
         }
         None

@@ -11,6 +11,7 @@ use crate::{
     net::{
         addr::BackendAddr,
         dial::{Dial, DialError, dial},
+        transparent::TransparentError,
     },
 };
 
@@ -63,13 +64,14 @@ impl Spoken {
 
     /// A connection that is there already.
     pub(super) fn waiting(self, idle: &Idle, place: usize, wanted: &Wanted<'_>) -> Option<Kind> {
-        if wanted.is_fresh {
-            return None;
-        }
         let h2 = if self == Self::Http1 { None } else { idle.take_h2(place).map(Kind::H2) };
         h2.or_else(|| {
             let timeout = wanted.terms.limits.pool_idle_timeout;
-            if self == Self::Http2 { None } else { idle.take_h1(place, timeout).map(|found| Kind::H1(Box::new(found))) }
+            if self == Self::Http2 || wanted.is_fresh {
+                None
+            } else {
+                idle.take_h1(place, timeout).map(|found| Kind::H1(Box::new(found)))
+            }
         })
     }
 
@@ -92,17 +94,22 @@ impl Backends {
         spoken: Spoken,
         wanted: &Wanted<'_>,
     ) -> Result<Kind, ConnectError> {
+        let deadline = Instant::now() + wanted.terms.connect_timeout;
         let gate = idle.gate(place);
         if spoken == Spoken::Http1 || (spoken == Spoken::Either && gate.is_http1.load(Relaxed)) {
-            return self.dial(idle, place, backend, spoken, wanted).await;
+            return self.dial(idle, place, backend, spoken, wanted, deadline).await;
         }
-        let deadline = Instant::now() + wanted.terms.connect_timeout;
         let late = |_| DialError::Timeout(wanted.terms.connect_timeout);
         let made = timeout_at(deadline, gate.making.lock()).await.map_err(late)?;
+        if spoken == Spoken::Either && gate.is_http1.load(Relaxed) {
+            // Nobody else's connection can be shared: all who have waited go on at once.
+            drop(made);
+            return self.dial(idle, place, backend, spoken, wanted, deadline).await;
+        }
         if let Some(kind) = spoken.waiting(idle, place, wanted) {
             return Ok(kind);
         }
-        let kind = self.dial(idle, place, backend, spoken, wanted).await?;
+        let kind = self.dial(idle, place, backend, spoken, wanted, deadline).await?;
         gate.is_http1.store(matches!(kind, Kind::H1(_)), Relaxed);
         drop(made);
         Ok(kind)
@@ -115,23 +122,35 @@ impl Backends {
         backend: &BackendAddr,
         spoken: Spoken,
         wanted: &Wanted<'_>,
+        deadline: Instant,
     ) -> Result<Kind, ConnectError> {
         let terms = wanted.terms;
-        let open = idle.open(place, terms.limits.max_backend_connections).ok_or(ConnectError::Full)?;
-        let deadline = Instant::now() + terms.connect_timeout;
+        let max = terms.limits.max_backend_connections;
+        // One that nobody uses makes room.
+        let open = idle.open(place, max).or_else(|| if idle.evict(place) { idle.open(place, max) } else { None });
+        let open = open.ok_or(ConnectError::Full)?;
         let source = self.target.transparent.then_some(wanted.client);
+        let announced = self.target.send_proxy.zip(wanted.announced);
+        let first = announced.map(|(version, announced)| announced.header(version)).unwrap_or_default();
         let attempt = Dial {
             backend,
-            first: wanted.header,
+            first: &first,
             source,
             mark: source.map(|_| terms.transparent_mark),
-            timeout: terms.connect_timeout,
+            timeout: deadline.saturating_duration_since(Instant::now()),
         };
-        let mut socket = dial(&attempt, terms.resolver).await?;
+        let mut socket = match dial(&attempt, terms.resolver).await {
+            // A client has several connections to a backend, and one port: the others come from its address alone.
+            Err(DialError::Transparent(TransparentError::InUse(client))) => {
+                let source = Some(client.without_port());
+                dial(&Dial { source, ..attempt }, terms.resolver).await?
+            }
+            dialled => dialled?,
+        };
         let late = || DialError::Timeout(terms.connect_timeout);
         let (io, is_h2) = if self.target.backend_tls {
             socket.register_both().map_err(DialError::Connect)?;
-            let handshake = self.tls.connect(socket, backend, spoken.alpn());
+            let handshake = self.tls.connect(socket, backend, wanted.server_name, spoken.alpn());
             let stream = timeout_at(deadline, handshake).await.map_err(|_| late())??;
             let is_h2 = match (spoken, stream.get_ref().1.alpn_protocol()) {
                 (_, Some(b"h2")) => true,
@@ -147,6 +166,10 @@ impl Backends {
         if is_h2 {
             let handle = timeout_at(deadline, h2::Handle::open(io, terms.limits, open)).await.map_err(|_| late())?;
             let handle = handle.map_err(|_| ConnectError::Http2)?;
+            if !handle.has_room() {
+                // It takes no streams at all.
+                return Err(ConnectError::Full);
+            }
             idle.keep_h2(handle.clone());
             Ok(Kind::H2(handle))
         } else {

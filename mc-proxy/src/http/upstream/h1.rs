@@ -4,6 +4,10 @@ use std::task::{Context, Poll, Waker, ready};
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
+use tokio::{
+    task::coop::has_budget_remaining,
+    time::{Duration, Instant},
+};
 
 use super::{io::Io, pool::Open};
 use crate::http::{
@@ -17,6 +21,9 @@ use crate::http::{
 
 /// Informational responses before the final one.
 const INFORMATIONAL_MAX: u32 = 32;
+
+/// A connection is not kept for longer than this, so that a backend's name that has moved is followed.
+pub(super) const AGE_MAX: Duration = Duration::from_secs(600);
 
 /// A connection, and where it stands with its request.
 #[derive(Debug)]
@@ -33,6 +40,7 @@ pub struct Backend {
     /// Bytes that went out with earlier requests.
     written_before: u64,
     is_persistent: bool,
+    made_at: Instant,
     /// Its place among the backend's connections.
     open: Open,
 }
@@ -50,6 +58,7 @@ impl Backend {
             has_answered: false,
             written_before: 0,
             is_persistent: true,
+            made_at: Instant::now(),
             open,
         }
     }
@@ -86,15 +95,20 @@ impl Backend {
         self.connection.wrote_request(framing);
     }
 
+    /// Whether a byte of a response has come.
+    pub fn has_answered(&mut self) -> bool {
+        self.has_answered || !self.connection.wire().input().is_empty()
+    }
+
     /// Whether a byte of the request may have left, or a byte has come that may be an answer to it.
     pub fn has_sent(&mut self) -> bool {
-        let has_answered = self.has_answered || !self.connection.wire().input().is_empty();
-        has_answered || self.connection.written() > self.written_before
+        self.has_answered() || self.connection.written() > self.written_before
     }
 
     /// Whether another request may follow.
     pub(super) fn is_reusable(&mut self) -> bool {
         self.is_persistent
+            && self.made_at.elapsed() < AGE_MAX
             && self.connection.is_between_messages()
             && self.connection.wire().input().is_empty()
             && self.connection.wire().waiting() == 0
@@ -103,7 +117,13 @@ impl Backend {
     /// Whether the backend has neither ended the connection nor said anything unasked since it was last used. No system call
     /// is made where the reactor has heard nothing.
     pub(super) fn is_fresh(&mut self) -> bool {
-        self.connection.wire().poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+        // Without budget the reactor says of every socket that there is nothing.
+        has_budget_remaining() && self.connection.wire().poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    /// Is no longer charged to this worker.
+    pub(super) fn settle(&mut self) {
+        self.connection.wire().settle();
     }
 
     /// Keeps as little as can be until it is used again.

@@ -26,7 +26,7 @@ use ::http::{
 use tokio::time::Instant;
 
 pub use self::backend::Backend;
-use super::{io::Io, pool::Open};
+use super::{h1::AGE_MAX, io::Io, pool::Open};
 use crate::http::{
     deadline::Deadline,
     h1::{HeadLimits, Target},
@@ -43,6 +43,9 @@ use crate::http::{
 
 /// Streams at a time on one connection, even if the backend takes more.
 const STREAMS_MAX: u32 = 100;
+
+/// A connection on which something was sent, and nothing has come for so long, gets no more requests.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// All streams may have their windows full: a client that does not take its response holds up nobody else's. In bytes.
 const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
@@ -65,6 +68,7 @@ pub struct Handle {
     shared: Arc<Shared>,
     is_tls: bool,
     max_fields: usize,
+    made_at: Instant,
 }
 
 /// What handles, streams and the connection itself know of each other.
@@ -95,6 +99,8 @@ impl Handle {
             .max_header_list_size(u32::try_from(heads.head_bytes).unwrap_or(u32::MAX))
             .max_concurrent_streams(0)
             .max_send_buffer_size(SEND_BUFFER)
+            // What clients do not take is no fault of the backend's.
+            .data_frame_budget(usize::MAX)
             .handshake(io);
         let (sender, mut connection) = handshake.await.map_err(|error| broken(&error))?;
         poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
@@ -111,7 +117,7 @@ impl Handle {
             unused_since: Mutex::new(Instant::now()),
         });
         tokio::spawn(drive(connection, Arc::clone(&shared), limits.write_timeout));
-        Ok(Self { sender, shared, is_tls, max_fields: heads.fields })
+        Ok(Self { sender, shared, is_tls, max_fields: heads.fields, made_at: Instant::now() })
     }
 
     /// Which of the pool's backends it is connected to.
@@ -128,7 +134,13 @@ impl Handle {
     /// Whether another stream may be opened now.
     pub(super) fn has_room(&self) -> bool {
         let max = self.sender.current_max_send_streams().min(STREAMS_MAX as usize);
-        self.shared.active.load(Relaxed) < max
+        self.shared.active.load(Relaxed) < max && self.made_at.elapsed() < AGE_MAX && !self.is_silent()
+    }
+
+    /// Whether the backend has been told something, and has said nothing for too long: it may be gone without a word, or busy.
+    fn is_silent(&self) -> bool {
+        self.shared.active.load(Relaxed) > 0
+            && self.shared.watch.unanswered_since().is_some_and(|since| since.elapsed() >= SILENCE)
     }
 
     /// Whether it has had no stream for so long, and is to be dropped.
@@ -136,9 +148,6 @@ impl Handle {
         let since = *self.shared.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
         self.shared.active.load(Relaxed) == 0 && now.saturating_duration_since(since) >= timeout
     }
-
-    /// Gives it up; streams that are there go on to their ends.
-    pub(super) fn close(self) {}
 
     /// Opens a stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
     /// longer than it wants to.
@@ -152,7 +161,10 @@ impl Handle {
         let before = self.shared.watch.transferred();
         let ends = request.content.is_empty() && request.upgrade.is_none();
         let (response, stream) = self.sender.send_request(head, ends).map_err(|error| broken(&error))?;
-        Ok(Backend::new(request, response, stream, self.max_fields, self.shared, before))
+        let backend = Backend::new(request, response, stream, self.max_fields, self.shared, before);
+        // Of the stream that was just made: whether the backend has room for it.
+        poll_fn(|cx| self.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        Ok(backend)
     }
 
     fn head(&self, request: &Request) -> Result<::http::Request<()>, Broken> {
@@ -163,7 +175,7 @@ impl Handle {
         *head.uri_mut() = self.uri(request).ok_or(Broken::Protocol)?;
         if let Some(protocol) = &request.upgrade {
             if !self.sender.is_extended_connect_protocol_enabled() {
-                return Err(Broken::Protocol);
+                return Err(Broken::Unsupported);
             }
             let protocol = protocol.to_str().map_err(|_| Broken::Protocol)?;
             *head.method_mut() = Method::CONNECT;
@@ -211,8 +223,8 @@ impl Shared {
         }
     }
 
-    /// The connection may be dead: it gets no more requests.
-    fn doubt(&self) {
+    /// It gets no more requests.
+    fn close(&self) {
         self.is_closed.store(true, Relaxed);
     }
 

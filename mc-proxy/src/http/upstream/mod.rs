@@ -25,8 +25,10 @@ use super::{
     message::{Answer, Broken, Part, Request, Sink, Source, Upstream},
 };
 use crate::{
+    conn::Announced,
     desired::Target,
     net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, transparent},
+    tls::{ServerName, certs::Roots},
 };
 
 /// The backends of one route, with their connections.
@@ -42,8 +44,10 @@ pub struct Backends {
 pub struct Wanted<'a> {
     /// Whose request it is, for routes that show it to the backend.
     pub client: ClientAddr,
-    /// The PROXY header that a new connection begins with; may be empty.
-    pub header: &'a [u8],
+    /// What the client asked for in the handshake.
+    pub server_name: Option<&'a ServerName>,
+    /// What the PROXY header of a new connection tells, on routes that send one.
+    pub announced: Option<&'a Announced>,
     /// gRPC needs HTTP/2 (its trailers and its streams).
     pub is_grpc: bool,
     /// An upgrade is asked for.
@@ -99,14 +103,15 @@ thread_local! {
 }
 
 impl Backends {
-    /// Those of a target.
-    pub fn new(target: &Target) -> Arc<Self> {
+    /// Those of a target. `hostname`: of its route, if that is for one alone. `authorities`: what is in the file that its
+    /// `backend_ca` names. Blocks when the system's are needed and have not been read yet.
+    pub fn new(target: &Target, hostname: Option<&ServerName>, authorities: Option<Roots>) -> Arc<Self> {
         let idle = Idle::new(target.backends.len());
-        Arc::new(Self { target: target.clone(), tls: ClientTls::of(target), idle })
+        Arc::new(Self { target: target.clone(), tls: ClientTls::of(target, hostname, authorities), idle })
     }
 
-    /// Whether connections to them are what those of `target` would be.
-    pub fn is_of(&self, target: &Target) -> bool {
+    /// Whether connections to them are what those of `target` would be, on the same route and with these authorities.
+    pub fn is_of(&self, target: &Target, authorities: Option<&Roots>) -> bool {
         let Target { backends, backend_tls, backend_ca, backend_server_name, backend_insecure, .. } = &self.target;
         let Target { backend_protocol, send_proxy, transparent, .. } = &self.target;
         *backends == target.backends
@@ -117,6 +122,7 @@ impl Backends {
             && *backend_protocol == target.backend_protocol
             && *send_proxy == target.send_proxy
             && *transparent == target.transparent
+            && self.tls.is_of(authorities)
     }
 
     /// The target.
@@ -124,9 +130,11 @@ impl Backends {
         &self.target
     }
 
-    /// Whether the backend is told of the client in a way that holds for the whole connection, so that nobody else may use it.
+    /// Whether the backend is told of the client, or was verified for what the client asked for, in a way that holds for the
+    /// whole connection, so that nobody else may use it.
     pub fn is_clients_own(&self) -> bool {
-        self.target.transparent || self.target.send_proxy.is_some()
+        let is_for_name = self.target.backend_tls && self.tls.is_clients_name();
+        self.target.transparent || self.target.send_proxy.is_some() || is_for_name
     }
 
     /// Where a client keeps connections that are its own.
@@ -144,6 +152,8 @@ impl Backends {
         let count = self.target.backends.len();
         let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
         let mut last = (ConnectError::None, None);
+        // A request does not wait for each of many that are down.
+        let give_up_at = Instant::now() + 2 * wanted.terms.connect_timeout;
         for place in (0..count).map(|offset| start.wrapping_add(offset) % count) {
             let Some(backend) = self.target.backends.get(place) else { continue };
             if self.target.transparent && !transparent::is_possible(wanted.client, backend) {
@@ -159,6 +169,9 @@ impl Backends {
             match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
                 Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
                 Err(error) => last = (error, Some(backend)),
+            }
+            if Instant::now() >= give_up_at {
+                break;
             }
         }
         Err(last)
@@ -200,6 +213,14 @@ impl Connected {
 }
 
 impl Exchanging {
+    /// Whether something of a response has come.
+    pub fn has_answered(&mut self) -> bool {
+        match self {
+            Self::H1(backend) => backend.has_answered(),
+            Self::H2(backend) => backend.has_answered(),
+        }
+    }
+
     /// Whether the backend may have seen a part of the request.
     pub fn has_sent(&mut self) -> bool {
         match self {

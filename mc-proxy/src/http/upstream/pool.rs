@@ -103,6 +103,21 @@ impl Idle {
         self.open.get(place).map_or(0, |open| open.load(Relaxed))
     }
 
+    /// Closes an unused connection to a backend, whoever keeps it; `false` if there is none.
+    pub(super) fn evict(&self, place: usize) -> bool {
+        for part in self.parts.get().into_iter().flatten() {
+            // A worker that is at it has a use for them.
+            let Ok(mut kept) = part.try_lock() else { continue };
+            if let Some(at) = kept.h1.iter().position(|(backend, _)| backend.place() == place) {
+                let (backend, _) = kept.h1.remove(at);
+                drop(kept);
+                backend.close();
+                return true;
+            }
+        }
+        false
+    }
+
     /// An unused HTTP/1.1 connection to a backend.
     pub(super) fn take_h1(&self, place: usize, timeout: Duration) -> Option<h1::Backend> {
         let now = Instant::now();
@@ -133,7 +148,8 @@ impl Idle {
     }
 
     /// Keeps a connection for the next request, if there are not `max` of its backend already.
-    pub(super) fn keep_h1(self: &Arc<Self>, backend: h1::Backend, max: usize) {
+    pub(super) fn keep_h1(self: &Arc<Self>, mut backend: h1::Backend, max: usize) {
+        backend.settle();
         let mut own = lock(self.part());
         if own.h1.len() >= max.saturating_mul(self.open.len()) {
             drop(own);
@@ -170,9 +186,8 @@ impl Idle {
     /// Closes all: the client whose connections they were is gone.
     pub fn clear(&self) {
         for part in self.parts.get().into_iter().flatten() {
-            let Kept { h1, h2, .. } = std::mem::take(&mut *lock(part));
-            h1.into_iter().for_each(|(backend, _)| backend.close());
-            h2.into_iter().for_each(|handle| handle.close());
+            let kept = std::mem::take(&mut *lock(part));
+            kept.h1.into_iter().for_each(|(backend, _)| backend.close());
         }
     }
 

@@ -10,6 +10,7 @@
 //!
 //! No private key is in any message, log line or `Debug` output.
 
+mod authorities;
 mod config;
 mod leaf;
 mod pair;
@@ -20,9 +21,10 @@ pub(crate) mod tests;
 mod watch;
 
 pub use self::{
+    authorities::StagedRoots,
     config::{H2, HTTP_1_1, provider, server_config},
     leaf::{Leaf, LeafError},
     pair::{CertError, CertFiles, Pair},
-    roots::{RootsError, roots},
+    roots::{Roots, RootsError, roots, system_roots},
     store::{CertStatus, Certificate, Certificates, Expiry, Figures, Reloaded, Staged},
 };

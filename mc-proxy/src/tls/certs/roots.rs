@@ -1,6 +1,9 @@
-//! What backends' certificates are verified against: a file of certificates of authorities.
+//! What backends' certificates are verified against: a file of certificates of authorities, or the system's.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
     RootCertStore,
@@ -8,6 +11,9 @@ use rustls::{
 };
 
 use super::pair::read;
+
+/// Authorities, shared by the connections that are verified against them.
+pub type Roots = Arc<RootCertStore>;
 
 /// Why a file of authorities cannot be used. Displays on one line, with the name of the file.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +39,25 @@ pub fn roots(path: &Path) -> Result<RootCertStore, RootsError> {
         roots.add(certificate).map_err(|_| error(format!("certificate {position} in it is no X.509 certificate")))?;
     }
     if roots.is_empty() { Err(error("there is no PEM certificate in it".to_owned())) } else { Ok(roots) }
+}
+
+/// Those of the system, read once for the whole process, which blocks; none when the system has none, which the next call finds
+/// out anew.
+pub fn system_roots() -> Option<Roots> {
+    static SYSTEM: OnceLock<Roots> = OnceLock::new();
+    if let Some(known) = SYSTEM.get() {
+        return Some(Arc::clone(known));
+    }
+    let mut roots = RootCertStore::empty();
+    // Some systems have roots that are none; the others are good.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        tracing::error!(
+            "the system has no root certificates, and backends cannot be verified; install ca-certificates or set backend_ca"
+        );
+        return None;
+    }
+    Some(Arc::clone(SYSTEM.get_or_init(|| Arc::new(roots))))
 }
 
 #[cfg(test)]

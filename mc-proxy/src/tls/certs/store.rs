@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -10,7 +11,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 
-use super::{CertError, CertFiles, Leaf, Pair, server_config, watch::Watch};
+use super::{
+    CertError, CertFiles, Leaf, Pair, Roots, RootsError, StagedRoots, authorities::Authorities, server_config,
+    watch::Watch,
+};
 
 /// From so many days before its end, a certificate is warned of every day.
 const WARN_DAYS: i64 = 30;
@@ -26,6 +30,7 @@ pub struct Certificate {
 /// The certificates in use. What fails to load leaves what is in force as it is.
 pub struct Certificates {
     entries: BTreeMap<CertFiles, Entry>,
+    authorities: Authorities,
     watch: Watch,
     warned_at: Option<Instant>,
     failures: u64,
@@ -51,15 +56,15 @@ pub struct Staged {
     config: Option<Arc<ServerConfig>>,
 }
 
-/// What came of loading everything again.
+/// What came of loading everything again: certificates, and files of authorities.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
-    /// Certificates that are others now.
+    /// Those that are others now.
     pub replaced: u64,
     /// Those that are the same as before, and whose sessions go on.
     pub unchanged: u64,
     /// Those that stay as they were because their files cannot be used, with the reason.
-    pub failed: Vec<(CertFiles, String)>,
+    pub failed: Vec<(PathBuf, String)>,
 }
 
 /// One certificate, for show.
@@ -150,7 +155,13 @@ impl fmt::Display for Expiry {
 impl Certificates {
     /// None. Directories are watched from `now` on.
     pub fn new(now: Instant) -> Self {
-        Self { entries: BTreeMap::new(), watch: Watch::new(now), warned_at: None, failures: 0 }
+        Self {
+            entries: BTreeMap::new(),
+            authorities: Authorities::default(),
+            watch: Watch::new(now),
+            warned_at: None,
+            failures: 0,
+        }
     }
 
     /// Loads what a route is to be served with, to be put in force by [`Self::commit`].
@@ -217,23 +228,54 @@ impl Certificates {
         self.entries.get(files).map(|entry| Arc::clone(&entry.certificate))
     }
 
+    /// Loads what backends are verified against, to be put in force by [`Self::commit_authorities`].
+    ///
+    /// # Errors
+    /// See [`RootsError`].
+    pub fn stage_authorities(&self, path: &Path) -> Result<StagedRoots, RootsError> {
+        self.authorities.stage(path)
+    }
+
+    /// Puts in force what was loaded.
+    pub fn commit_authorities(&mut self, staged: StagedRoots) {
+        self.authorities.commit(staged);
+    }
+
+    /// As [`Self::open`], for what backends are verified against.
+    ///
+    /// # Errors
+    /// See [`RootsError`].
+    pub fn open_authorities(&mut self, path: &Path) -> Result<(), RootsError> {
+        self.authorities.open(path)
+    }
+
+    /// What backends are verified against whose `backend_ca` is this file: the same as long as its content is.
+    pub fn authorities(&self, path: &Path) -> Option<Roots> {
+        self.authorities.get(path)
+    }
+
+    /// Whether authorities have been put in force since the last call. Route tables hold the old ones.
+    pub fn take_rotated(&mut self) -> bool {
+        self.authorities.take_rotated()
+    }
+
     /// Forgets those that no route has any more, and watches the others.
-    pub fn retain(&mut self, is_used: impl Fn(&CertFiles) -> bool) {
+    pub fn retain(&mut self, is_used: impl Fn(&CertFiles) -> bool, is_authority_used: impl Fn(&Path) -> bool) {
         self.entries.retain(|files, _| is_used(files));
+        self.authorities.retain(is_authority_used);
         self.rewatch();
     }
 
     /// Loads all of them again.
     pub fn reload(&mut self, now: SystemTime) -> Reloaded {
-        self.reload_those(now, |_, _| true)
+        self.reload_those(now, true)
     }
 
     /// What is to be done about every second: when files have changed, what of it can be used is put in force, and once a
     /// day the certificates that end soon are told.
     pub fn tick(&mut self, now: Instant, wall: SystemTime) {
         if self.watch.is_due(now) {
-            let reloaded =
-                self.reload_those(wall, |files, entry| entry.error.is_some() || entry.stamps != files.stamps());
+            let reloaded = self.reload_those(wall, false);
             if reloaded.replaced > 0 {
                 tracing::info!(replaced = reloaded.replaced, "certificate files have changed and are in use");
             }
@@ -272,7 +314,10 @@ impl Certificates {
         }
     }
 
-    fn reload_those(&mut self, now: SystemTime, is_meant: impl Fn(&CertFiles, &Entry) -> bool) -> Reloaded {
+    /// All of them, or those whose files have changed or could not be used.
+    fn reload_those(&mut self, now: SystemTime, all: bool) -> Reloaded {
+        let is_meant =
+            |files: &CertFiles, entry: &Entry| all || entry.error.is_some() || entry.stamps != files.stamps();
         let meant = self.entries.iter().filter(|(files, entry)| is_meant(files, entry));
         let meant: Vec<CertFiles> = meant.map(|(files, _)| files.clone()).collect();
         let mut reloaded = Reloaded::default();
@@ -294,17 +339,27 @@ impl Certificates {
                         }
                         (entry.stamps, entry.error) = (stamps, Some(error.clone()));
                     }
-                    reloaded.failed.push((files, error));
+                    reloaded.failed.push((files.cert, error));
                 }
             }
         }
+        let failures = &mut self.failures;
+        self.authorities.reload(all, |path, result| match result {
+            Ok(true) => reloaded.replaced += 1,
+            Ok(false) => reloaded.unchanged += 1,
+            Err(error) => {
+                *failures += 1;
+                reloaded.failed.push((path.to_owned(), error));
+            }
+        });
         self.rewatch();
         reloaded
     }
 
     fn rewatch(&mut self) {
-        let Self { entries, watch, .. } = self;
-        watch.set(entries.keys().flat_map(|files| [files.cert.as_path(), files.key.as_path()]));
+        let Self { entries, authorities, watch, .. } = self;
+        let certificates = entries.keys().flat_map(|files| [files.cert.as_path(), files.key.as_path()]);
+        watch.set(certificates.chain(authorities.paths()));
     }
 }
 

@@ -132,7 +132,7 @@ fn the_old_one_stays_until_both_files_are_good() {
     let (begun, wall) = (Instant::now(), SystemTime::now());
     let mut certificates = Certificates::new(begun);
     certificates.open(&files, wall).unwrap();
-    certificates.retain(|_| true);
+    certificates.retain(|_| true, |_| true);
     let certificate = certificates.get(&files).unwrap();
     let first = certificate.config().unwrap();
     let is_first = |certificate: &Certificate| std::sync::Arc::ptr_eq(&certificate.config().unwrap(), &first);
@@ -157,7 +157,7 @@ fn the_old_one_stays_until_both_files_are_good() {
     let figures = certificates.figures();
     assert_eq!((figures.failing, figures.failures), (0, 1));
     assert!(figures.earliest_expiry.is_some());
-    certificates.retain(|_| false);
+    certificates.retain(|_| false, |_| false);
     assert!(certificates.get(&files).is_none() && certificate.config().is_some());
 }
 
@@ -194,7 +194,7 @@ fn a_directory_that_is_swapped_by_a_link_is_noticed() {
     let (begun, wall) = (Instant::now(), SystemTime::now());
     let mut certificates = Certificates::new(begun);
     certificates.open(&files, wall).unwrap();
-    certificates.retain(|_| true);
+    certificates.retain(|_| true, |_| true);
     symlink("..2", dir.path().join("..new")).unwrap();
     fs::rename(dir.path().join("..new"), dir.path().join("..data")).unwrap();
     certificates.tick(begun + Duration::from_secs(1), wall);

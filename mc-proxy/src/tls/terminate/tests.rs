@@ -137,7 +137,7 @@ impl Pair {
 async fn both_versions_with_their_facts() {
     let bench = Bench::new("a.example");
     for (version, text, suite) in
-        [(&TLS13, "1.3", "TLS_AES_256_GCM_SHA384"), (&TLS12, "1.2", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384")]
+        [(&TLS13, "TLSv1.3", "TLS_AES_256_GCM_SHA384"), (&TLS12, "TLSv1.2", "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384")]
     {
         let config = Arc::new(bench.client(&[version], &["http/1.1", "h2"]));
         let (pair, facts) = bench.connect(&config, "a.example").await;

@@ -26,6 +26,7 @@ use crate::{
     report::{Figures, Report, watch},
     rules,
     visits::{Visits, visit},
+    web::{Places, Web},
 };
 
 const WINDOW: Duration = Duration::from_secs(3);
@@ -34,6 +35,7 @@ const WINDOW: Duration = Duration::from_secs(3);
 pub(crate) struct Site {
     pub(crate) edge: Installation,
     backends: Vec<Backend>,
+    web: Web,
     authority: Authority,
     bpffs: Bpffs,
     pub(crate) net: Topology,
@@ -49,11 +51,23 @@ pub(crate) fn show(report: &mut Report) -> Result<()> {
     let site = report.must("an edge host with an internet around it", build)?;
     report.say(
         "client   198.51.100.10 --+\n\
-         \u{20}                        +-- router -- eth0 192.0.2.10  edge (mc-proxy on :443, backends behind it)\n\
-         attacker 203.0.113.50  --+",
+         \u{20}                        +-- router -- eth0 192.0.2.10  edge (mc-proxy, backends behind it)\n\
+         attacker 203.0.113.50  --+\n\
+         mc-proxy listens on :443 (TLS ends there, HTTP goes on), :8443 (TLS passes through) and :80 (sends to https).",
     );
     let daemon = report.must("the daemon starts, with XDP on the edge's interface", |figures| start(&site, figures))?;
     report.must("the name in the ClientHello decides who answers", |figures| route(&site, figures))?;
+    let mut browser = report.must("a browser: TLS ends at the edge, HTTP goes on to the backend", |figures| {
+        site.web.browse(&site.authority, site.places(), figures)
+    })?;
+    report.must("a policy, added at run time, refuses a user agent", |figures| {
+        site.web.refuse_agent(&site.edge, ":443", &mut browser, figures)
+    })?;
+    drop(browser);
+    report.must("a WebSocket", |figures| site.web.talk(&site.authority, site.places(), figures))?;
+    report
+        .must("gRPC, unary and in both directions", |figures| site.web.call(&site.authority, site.places(), figures))?;
+    report.must("HTTP without TLS is sent to https", |figures| site.web.redirect(site.places(), figures))?;
     let attack = report.must("203.0.113.50 attacks", |figures| attack(&site, figures))?;
     report.must("one command blocks it in the kernel", |figures| block(&site, &attack, figures))?;
     let drops = report
@@ -82,19 +96,22 @@ fn build(figures: &mut Figures) -> Result<Site> {
         ("mail.example.com", mail.addr()),
         ("*.tenants.example.com", tenants.addr()),
     ];
+    let web = Web::new(Some(inside), Some(&net.client.namespace))?;
     let edge = Installation::without_config()?.within(inside);
     edge.configure(&format!(
-        "{}{}on_exit = \"detach\"\n{}",
-        listener(":443", &routes, None),
+        "{}{}{}on_exit = \"detach\"\n{}",
+        web.listeners(&edge, &authority, ":443", ":80")?,
+        listener(":8443", &routes, None),
         xdp(&bpffs, "listeners"),
         rules::geoip(&edge)?
     ))?;
     watch(edge.directory());
     watch(bpffs.root());
     figures.add(
-        "4 network namespaces, 3 TLS backends with certificates made a moment ago, a GeoIP database of 3 networks",
+        "4 network namespaces, 3 TLS backends with certificates made a moment ago, a GeoIP database of 3 networks,",
     );
-    Ok(Site { edge, backends: vec![shop, mail, tenants], authority, bpffs, net })
+    figures.add("a certificate for the edge, 3 backends without TLS: HTTP/1.1, WebSocket, gRPC");
+    Ok(Site { edge, backends: vec![shop, mail, tenants], web, authority, bpffs, net })
 }
 
 fn start(site: &Site, figures: &mut Figures) -> Result<Daemon> {
@@ -264,7 +281,11 @@ fn stop(site: &Site, daemon: Daemon, figures: &mut Figures) -> Result<()> {
 
 impl Site {
     pub(crate) fn proxy(&self) -> SocketAddr {
-        SocketAddr::new(self.net.edge.v4, 443)
+        SocketAddr::new(self.net.edge.v4, 8443)
+    }
+
+    fn places(&self) -> Places {
+        Places { https: SocketAddr::new(self.net.edge.v4, 443), http: SocketAddr::new(self.net.edge.v4, 80) }
     }
 
     fn visits(&self, route: (&str, &str), duration: Duration) -> Result<Visits> {
@@ -289,9 +310,9 @@ fn settle(admin: &Admin) -> Result<()> {
 /// The port is free as soon as the kernel has taken down the dead daemon's sockets.
 fn bind_when_free(site: &Site) -> Result<TcpListener> {
     let mut listener = None;
-    until("port 443", SOON, || {
+    until("port 8443", SOON, || {
         listener = site.net.edge.namespace.run(|| TcpListener::bind(site.proxy()))?.ok();
         Ok(listener.is_some())
     })?;
-    listener.context("port 443 is not free")
+    listener.context("port 8443 is not free")
 }

@@ -8,6 +8,7 @@ mod report;
 mod rules;
 mod user;
 mod visits;
+mod web;
 
 use std::{env, fs, path::Path, process::ExitCode, time::Instant};
 

@@ -21,13 +21,16 @@ use crate::{
     report::{Figures, Report, watch},
     rules::{shown, told},
     visits::visit,
+    web::{Places, Web},
 };
 
 struct Site {
     edge: Installation,
     _backends: [Backend; 2],
+    web: Web,
     authority: Authority,
     proxy: SocketAddr,
+    places: Places,
     attacker: IpAddr,
 }
 
@@ -38,13 +41,24 @@ pub(crate) fn show(report: &mut Report, reason: &str) -> Result<()> {
          a rule that ends while the daemon is stopped, the packet counters of a group.\n\
          Shown is what the user plane does, on loopback. Run as root to see the rest."
     ));
-    let site = report.must("two TLS backends and the configuration", build)?;
+    let site = report.must("backends and the configuration", build)?;
     let daemon = report.must("the daemon starts", |figures| {
         let daemon = site.edge.start()?;
         figures.add(format!("ready after {:.0} ms", daemon.ready_after().as_secs_f64() * 1e3));
         Ok(daemon)
     })?;
     report.must("the name in the ClientHello decides who answers", |figures| route(&site, figures))?;
+    let mut browser = report.must("a browser: TLS ends at the edge, HTTP goes on to the backend", |figures| {
+        site.web.browse(&site.authority, site.places, figures)
+    })?;
+    report.must("a policy, added at run time, refuses a user agent", |figures| {
+        site.web.refuse_agent(&site.edge, &site.places.https.to_string(), &mut browser, figures)
+    })?;
+    drop(browser);
+    report.must("a WebSocket", |figures| site.web.talk(&site.authority, site.places, figures))?;
+    report
+        .must("gRPC, unary and in both directions", |figures| site.web.call(&site.authority, site.places, figures))?;
+    report.must("HTTP without TLS is sent to https", |figures| site.web.redirect(site.places, figures))?;
     report.must("one command blocks a source, in user space", |figures| block(&site, figures))?;
     let daemon = report.must("SIGKILL: what was acknowledged is not lost", |figures| kill(&site, daemon, figures))?;
     report.must("the rule is removed, and the traffic returns", |figures| {
@@ -64,10 +78,15 @@ fn build(figures: &mut Figures) -> Result<Site> {
     let tenants = authority.backend("tenants", &["*.tenants.example.com"])?;
     let proxy = loopback();
     let routes = [("shop.example.com", shop.addr()), ("*.tenants.example.com", tenants.addr())];
-    let edge = Installation::new(&listener(proxy, &routes, None))?;
+    let places = Places { https: loopback(), http: loopback() };
+    let web = Web::new(None, None)?;
+    let edge = Installation::without_config()?;
     watch(edge.directory());
-    figures.add(format!("the proxy listens on {proxy}"));
-    Ok(Site { edge, _backends: [shop, tenants], authority, proxy, attacker: loopback().ip() })
+    let http = web.listeners(&edge, &authority, &places.https.to_string(), &places.http.to_string())?;
+    edge.configure(&(listener(proxy, &routes, None) + &http))?;
+    figures.add(format!("the proxy listens on {proxy} (TLS passes through),"));
+    figures.add(format!("{} (TLS ends there, HTTP goes on) and {} (sends to https)", places.https, places.http));
+    Ok(Site { edge, _backends: [shop, tenants], web, authority, proxy, places, attacker: loopback().ip() })
 }
 
 fn route(site: &Site, figures: &mut Figures) -> Result<()> {

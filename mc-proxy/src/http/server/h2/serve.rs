@@ -40,7 +40,7 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
         Err(error) => {
             site.edge().http_counters.count_malformed(error);
             site.report(OffenceKind::Http);
-            tracing::debug!(client = %site.client, reason = error.reason(), "a request was malformed");
+            tracing::debug!(client = %site.shown_client(), reason = error.reason(), "a request was malformed");
             let mut stream = Stream::new(body, send, of_head, max_fields);
             let Some(error) = answer(error) else {
                 stream.reset(Reason::PROTOCOL_ERROR);

@@ -121,6 +121,11 @@ impl Downstream for Stream {
     }
 
     fn respond(&mut self, response: Response) -> Result<(), Broken> {
+        if self.incoming.is_malformed() {
+            // RFC 9113 §8.1.1: an error of the stream, which the guard counts.
+            self.reset(Reason::PROTOCOL_ERROR);
+            return Err(Broken::Protocol);
+        }
         let Response { status, mut headers, content } = response;
         if !headers.contains_key(header::DATE) {
             headers.insert(header::DATE, date());

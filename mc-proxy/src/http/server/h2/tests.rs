@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     config::Proxy,
-    conn::{Counters, Edge, Listening, Local, Offence, Offences},
+    conn::{Counters, Edge, Listening, Local, Offence, Offences, Shared},
     desired::{BackendProtocol, Listener, Mode, Route, Target},
     firewall::Firewall,
     http::{access, websocket},
@@ -33,7 +33,7 @@ mod requests;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-type Served = JoinHandle<(Outcome, u64, u64)>;
+type Served = JoinHandle<Outcome>;
 
 struct Bench {
     site: Site,
@@ -82,8 +82,9 @@ impl Bench {
             Some("a.example".parse().unwrap()),
             Default::default(),
             None,
-            Some("1.3"),
-            Box::default(),
+            Some("TLSv1.3"),
+            None,
+            Arc::default(),
         );
         Self { site, edge, offences, drain }
     }
@@ -91,13 +92,15 @@ impl Bench {
     /// Serves a connection whose other end is returned.
     async fn serve(self) -> (Served, TcpStream, Around) {
         let (near, far) = pair().await;
+        let shared = Arc::clone(&self.site.shared);
         let served = tokio::spawn(serve_over(Arc::new(self.site), near));
-        (served, far, Around { edge: self.edge, offences: self.offences, drain: self.drain })
+        (served, far, Around { shared, edge: self.edge, offences: self.offences, drain: self.drain })
     }
 }
 
 /// What is left to look at.
 struct Around {
+    shared: Arc<Shared>,
     edge: Arc<Edge>,
     offences: Receiver<Offence>,
     drain: relay::Drain,

@@ -9,7 +9,6 @@ use std::{
 use ::h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header, response::Parts};
 use bytes::Bytes;
-use tokio::time::{Duration, Instant};
 
 use super::Shared;
 use crate::http::{
@@ -25,10 +24,6 @@ use crate::http::{
 /// Informational responses before the final one.
 const INFORMATIONAL_MAX: u32 = 32;
 
-/// A connection on which nothing has come for so long while an answer was waited for gets no more requests: its other end may be
-/// gone without a word.
-const SILENCE: Duration = Duration::from_secs(5);
-
 /// One request, whose head has been sent, and its response. Dropped before both have ended it resets the stream.
 #[derive(Debug)]
 pub struct Backend {
@@ -40,7 +35,6 @@ pub struct Backend {
     informational: u32,
     max_fields: usize,
     shared: Arc<Shared>,
-    sent_at: Instant,
     /// Bytes of the connection before the request, read and written.
     before: (u64, u64),
 }
@@ -74,7 +68,6 @@ impl Backend {
             informational: 0,
             max_fields,
             shared,
-            sent_at: Instant::now(),
             before,
         }
     }
@@ -82,6 +75,19 @@ impl Backend {
     /// Whether a byte of the request may have left: one of the connection has.
     pub fn has_sent(&self) -> bool {
         self.shared.transferred().1 > self.before.1
+    }
+
+    /// Whether a head of a response has come.
+    pub fn has_answered(&self) -> bool {
+        self.informational > 0 || self.incoming.is_some()
+    }
+
+    fn failed(&self, error: &::h2::Error) -> Broken {
+        if error.is_go_away() || error.is_io() {
+            // What is sent once more takes another connection.
+            self.shared.close();
+        }
+        broken(error)
     }
 
     fn informed(&mut self, head: Parts) -> Result<Answer, Broken> {
@@ -138,7 +144,7 @@ impl Upstream for Backend {
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(broken(&error))),
             Poll::Ready(None) | Poll::Pending => {}
         }
-        let response = ready!(Pin::new(&mut self.response).poll(cx)).map_err(|error| broken(&error))?;
+        let response = ready!(Pin::new(&mut self.response).poll(cx)).map_err(|error| self.failed(&error))?;
         let (head, body) = response.into_parts();
         Poll::Ready(self.answered(head, body))
     }
@@ -176,10 +182,6 @@ impl Drop for Backend {
         if !self.is_ended() || !self.outgoing.has_ended() {
             // At once, with what waits for the backend's window.
             self.outgoing.reset(Reason::CANCEL);
-        }
-        let is_silent = self.shared.transferred().0 == self.before.0;
-        if self.incoming.is_none() && is_silent && self.sent_at.elapsed() >= SILENCE {
-            self.shared.doubt();
         }
         self.shared.finish();
     }
