@@ -9,7 +9,7 @@ use mc_proxy_tests::{
 };
 
 fn policy(kind: &str, value: &str, shadow: bool) -> L7Policy {
-    L7Policy { r#type: kind.to_owned(), value: value.to_owned(), shadow }
+    L7Policy { r#type: kind.to_owned(), value: value.to_owned(), shadow, hits: 0 }
 }
 
 fn of(agent: &str) -> String {
@@ -84,9 +84,19 @@ fn policies_act_on_the_next_request() -> Result<()> {
     site.admin.remove_policy(&site.name, HOST, bad)?;
     client.ask(of("BadBot"))?.expect(200)?;
 
+    let hits = || -> Result<Vec<u64>> {
+        Ok(site.admin.policies(&site.name, HOST)?.iter().map(|policy| policy.hits).collect())
+    };
     let shadow = policy("block_user_agent", "badbot", true);
     site.admin.add_policy(&site.name, HOST, shadow.clone())?;
-    client.ask(of("BadBot"))?.expect(200)?;
+    for agent in ["BadBot", "good", "BadBot"] {
+        client.ask(of(agent))?.expect(200)?;
+    }
+    ensure!(hits()? == [2], "a shadow counts, and refuses nothing: {:?}", hits()?);
+    site.admin.add_policy(&site.name, HOST, policy("require_header", "X-Other", false))?;
+    is_refused(&client.ask(of("BadBot"))?)?;
+    ensure!(hits()? == [3, 1], "what was counted stays: {:?}", hits()?);
+    site.admin.remove_policy(&site.name, HOST, policy("require_header", "X-Other", false))?;
     site.admin.remove_policy(&site.name, HOST, shadow)?;
 
     site.admin.add_policy(&site.name, HOST, policy("require_header", "X-Key", false))?;

@@ -306,7 +306,6 @@ fn a_client_that_gives_up() -> Result<()> {
 
 /// Routes and policies of others come and go; the connections stay.
 #[test]
-#[ignore = "every change of a listener makes all its destinations anew, and with them their pools"]
 fn a_change_elsewhere_keeps_connections() -> Result<()> {
     let origin = Origin::telling()?;
     let edge = Edge::to(origin.addr(), "")?;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use mc_proxy_proto::v1::{
     AddFirewallRuleRequest, AddL7PolicyRequest, AddRouteRequest, FirewallAction, FirewallChangeOptions, FirewallGroup,
     FirewallRule, FirewallRuleType, GetFirewallRulesRequest, GetStatusRequest, GetStatusResponse, L7Policy,
-    ListFirewallGroupsRequest, ListRoutesRequest, ListRoutesResponse, ReloadCertificatesRequest,
+    ListFirewallGroupsRequest, ListL7PoliciesRequest, ListRoutesRequest, ListRoutesResponse, ReloadCertificatesRequest,
     ReloadCertificatesResponse, RemoveFirewallRuleRequest, RemoveL7PolicyRequest, RemoveRouteRequest, Route,
     SetListenerMaxConnectionsRequest, proxy_admin_service_client::ProxyAdminServiceClient,
 };
@@ -160,6 +160,16 @@ impl Admin {
             ..RemoveL7PolicyRequest::default()
         };
         self.call(async |mut client| client.remove_l7_policy(request).await).map(drop)
+    }
+
+    /// `ListL7Policies`.
+    pub fn policies(&self, listener: &str, hostname: &str) -> Result<Vec<L7Policy>, Status> {
+        let request = ListL7PoliciesRequest {
+            listener_addr: listener.to_owned(),
+            hostname: hostname.to_owned(),
+            ..ListL7PoliciesRequest::default()
+        };
+        Ok(self.call(async |mut client| client.list_l7_policies(request).await)?.policies)
     }
 
     /// `ReloadCertificates`.
