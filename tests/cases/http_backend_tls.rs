@@ -46,13 +46,25 @@ fn a_backend_that_is_who_it_should_be() -> Result<()> {
     Ok(())
 }
 
+/// Without a name of its own the backend has the route's; where that is none, the client's; and at last its host.
 #[test]
-fn a_backend_is_known_by_its_address_where_it_has_no_name() -> Result<()> {
+fn the_name_that_a_backend_has() -> Result<()> {
     let plan = Plan::new()?;
-    let origin = origin(plan.authority(), &["127.0.0.1"])?;
-    let lines = trusting(&plan);
-    let edge = edge(plan, &origin, &lines)?;
-    ensure!(edge.ask(get("/"))?.expect(200)?.text() == "(none)");
+    let origin = origin(plan.authority(), &["*.example.com", "127.0.0.1"])?;
+    let lines = format!("backend_tls = true\n{}", trusting(&plan));
+    let edge = plan
+        .route(HOST, &[origin.addr()], &lines)
+        .route("*.example.com", &[origin.addr()], &lines)
+        .default_route(&[origin.addr()], &lines)
+        .start()?;
+    for name in [HOST, "one.example.com", "two.example.com"] {
+        let mut client = edge.client_of(name)?;
+        for _ in 0..2 {
+            ensure!(client.ask(get("/").replace(HOST, name))?.expect(200)?.text() == name);
+        }
+    }
+    ensure!(origin.accepts() == 3, "none is used for two names: {}", origin.accepts());
+    ensure!(edge.client_without_name()?.ask(get("/"))?.expect(200)?.text() == "(none)", "an address is no SNI");
     Ok(())
 }
 

