@@ -334,6 +334,7 @@ async fn tls_is_terminated_where_the_route_says_so() {
     let client = async {
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let mut stream = connector.connect(ServerName::try_from("a.example").unwrap(), tcp).await.unwrap();
+        stream.shutdown().await.unwrap();
         let mut end = Vec::new();
         stream.read_to_end(&mut end).await.unwrap();
         assert!(end.is_empty());
