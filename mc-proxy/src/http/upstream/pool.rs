@@ -98,11 +98,6 @@ impl Idle {
         (max == 0 || count < u64::from(max)).then_some(open)
     }
 
-    /// Connections to a backend now.
-    pub fn connections(&self, place: usize) -> u64 {
-        self.open.get(place).map_or(0, |open| open.load(Relaxed))
-    }
-
     /// An unused HTTP/1.1 connection to a backend.
     pub(super) fn take_h1(&self, place: usize, timeout: Duration) -> Option<h1::Backend> {
         let now = Instant::now();
@@ -135,7 +130,9 @@ impl Idle {
     /// Keeps a connection for the next request, if there are not `max` of its backend already.
     pub(super) fn keep_h1(self: &Arc<Self>, backend: h1::Backend, max: usize) {
         let mut own = lock(self.part());
-        if own.h1.len() >= max.saturating_mul(self.open.len()) {
+        // Only where several backends share the part need they be told apart.
+        let of_backend = || own.h1.iter().filter(|(kept, _)| kept.place() == backend.place()).count();
+        if own.h1.len() >= max && of_backend() >= max {
             drop(own);
             backend.close();
             return;
