@@ -11,6 +11,7 @@ use ipnet::IpNet;
 
 use crate::{
     firewall::Rule,
+    http::fields,
     net::{
         addr::{BackendAddr, ListenAddr},
         relay::Splice,
@@ -352,11 +353,28 @@ impl FromStr for BackendProtocol {
 impl L7Policy {
     /// Why it can match nothing that it is meant for, in words; none of a policy that is good.
     pub fn problem(&self) -> Option<String> {
-        let is_name = match self.kind {
-            L7PolicyKind::BlockUserAgent => true,
-            L7PolicyKind::RequireHeader => HeaderName::from_bytes(self.value.as_bytes()).is_ok(),
+        match self.kind {
+            L7PolicyKind::BlockUserAgent => None,
+            L7PolicyKind::RequireHeader => match HeaderName::from_bytes(self.value.as_bytes()) {
+                Ok(name) => {
+                    let why = fields::unseen(&name)?;
+                    Some(format!("{:?} would refuse every request: {why} before policies judge", self.value))
+                }
+                Err(_) => Some(format!("{:?} is not the name of a header", self.value)),
+            },
+        }
+    }
+
+    /// What whoever adds it may not have thought of, in words.
+    pub fn doubt(&self) -> Option<String> {
+        let name = match self.kind {
+            L7PolicyKind::BlockUserAgent => return None,
+            L7PolicyKind::RequireHeader => HeaderName::from_bytes(self.value.as_bytes()).ok()?,
         };
-        (!is_name).then(|| format!("{:?} is not the name of a header", self.value))
+        fields::is_of_trusted(&name).then(|| {
+            let whose = "only those whom http.trusted_proxies names can send it, of all others it is removed";
+            format!("{:?} tells of the client: {whose} before policies judge", self.value)
+        })
     }
 
     /// Whether it looks for the same as `other`, of which a route has one.

@@ -109,6 +109,27 @@ pub struct Status {
     pub certificates: certs::Figures,
     /// What was lost of access records; none = there are none.
     pub access: Option<AccessStatus>,
+    /// What became of requests of HTTP; none while no HTTP is served.
+    pub http: Option<HttpStatus>,
+}
+
+/// Requests of HTTP since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HttpStatus {
+    /// All of them.
+    pub requests: u64,
+    /// By class of the response that the client got.
+    pub responses: Vec<(&'static str, u64)>,
+    /// By what became of them; every outcome.
+    pub outcomes: Vec<(&'static str, u64)>,
+    /// Malformed messages by reason; every reason.
+    pub malformed: Vec<(&'static str, u64)>,
+    /// Requests that were sent once more.
+    pub retries: u64,
+    /// Upgrades and extended CONNECTs.
+    pub tunnels: u64,
+    /// HTTP/2 connections that were ended for what they cost.
+    pub abuse: u64,
 }
 
 /// Access records that were lost since the start.

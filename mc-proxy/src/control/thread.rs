@@ -9,12 +9,12 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Bans, Command, Control, ControlError, Countries, FirewallStatus, GeoIpStatus, ListenerRoutes, ListenerStatus,
-    Pending, Reply, Status,
+    Bans, Command, Control, ControlError, Countries, FirewallStatus, GeoIpStatus, HttpStatus, ListenerRoutes,
+    ListenerStatus, Pending, Reply, Status,
 };
 use crate::{
     conn::{Edge, Listening},
-    desired::{L7Policy, Listener, Protocol, Route, RouteKey},
+    desired::{L7Policy, Listener, Mode, Protocol, Route, RouteKey},
     firewall::{Engine, GroupIds},
     net::{memory, transparent},
     route::RouteTable,
@@ -368,7 +368,27 @@ impl Thread {
                 .access
                 .as_ref()
                 .map(|access| super::AccessStatus { dropped: access.log.dropped(), failed: access.log.failed() }),
+            http: self.http(),
         }
+    }
+
+    fn http(&self) -> Option<HttpStatus> {
+        let Owned { edge, listeners, .. } = &self.owned;
+        let counters = &edge.http_counters;
+        let serves = |listener: &Listener| {
+            let mut targets = listener.routes.iter().map(|route| &route.target).chain(&listener.default);
+            listener.protocol == Protocol::HttpRedirect || targets.any(|target| target.mode == Mode::L7)
+        };
+        let is_served = counters.requests() > 0 || listeners.iter().any(serves);
+        is_served.then(|| HttpStatus {
+            requests: counters.requests(),
+            responses: counters.responses().collect(),
+            outcomes: counters.outcomes().map(|(outcome, count)| (outcome.as_str(), count)).collect(),
+            malformed: counters.malformed().collect(),
+            retries: counters.retries(),
+            tunnels: counters.tunnels(),
+            abuse: counters.abuse(),
+        })
     }
 
     /// A trouble that lasts, such as an interface that is not there, is one line and not one every time.

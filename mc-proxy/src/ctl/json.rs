@@ -61,8 +61,24 @@ pub(super) fn status(status: &v1::GetStatusResponse) -> Value {
             "earliest_expiry": time(certificates.earliest_expiry.as_ref()),
             "load_failures": certificates.load_failures,
         })),
+        "http": status.http.as_ref().map(http),
         "splice": status.splice,
         "kernel_splice": status.kernel_splice.as_ref().map(kernel_splice),
+    })
+}
+
+fn http(http: &v1::HttpStatus) -> Value {
+    let counts = |counts: &[v1::HttpCount]| {
+        counts.iter().map(|count| json!({"name": count.name, "count": count.count})).collect::<Value>()
+    };
+    json!({
+        "requests": http.requests,
+        "responses": counts(&http.responses),
+        "outcomes": counts(&http.outcomes),
+        "malformed": counts(&http.malformed),
+        "retries": http.retries,
+        "tunnels": http.tunnels,
+        "abuse": http.abuse,
     })
 }
 

@@ -51,6 +51,9 @@ fn text(status: &v1::GetStatusResponse) -> String {
     if let Some(v1::AccessStatus { dropped, failed }) = status.access.filter(|lost| lost.dropped + lost.failed > 0) {
         let _ = writeln!(out, "access: dropped={dropped} failed={failed}");
     }
+    if let Some(http) = &status.http {
+        write_http(&mut out, http);
+    }
     let ended: Vec<_> = status.outcomes.iter().filter(|count| count.connections > 0).collect();
     if !ended.is_empty() {
         let _ = write!(out, "ended:");
@@ -120,6 +123,19 @@ fn write_certificates(out: &mut String, certificates: &v1::CertificateStatus) {
         Some(expiry) => writeln!(out, " earliest_expiry={expiry}"),
         None => writeln!(out),
     };
+}
+
+/// Of what has not happened nothing is said.
+fn write_http(out: &mut String, http: &v1::HttpStatus) {
+    let v1::HttpStatus { requests, responses, malformed, retries, tunnels, abuse, .. } = http;
+    let _ = write!(out, "http: requests={requests}");
+    let responses = responses.iter().map(|count| (count.name.as_str(), count.count));
+    let malformed = malformed.iter().map(|count| count.count).sum();
+    let others = [("retries", *retries), ("tunnels", *tunnels), ("malformed", malformed), ("abuse", *abuse)];
+    for (name, count) in responses.chain(others).filter(|(_, count)| *count > 0) {
+        let _ = write!(out, " {}={count}", printable(name));
+    }
+    let _ = writeln!(out);
 }
 
 /// In MiB, as `proxy.memory_limit` is written.
@@ -281,6 +297,21 @@ mod tests {
             |dropped| v1::GetStatusResponse { access: Some(v1::AccessStatus { dropped, failed: 0 }), ..runbook() };
         assert_eq!(text(&lost(0)), text(&runbook()));
         assert_eq!(text(&lost(3)), text(&runbook()) + "access: dropped=3 failed=0\n");
+    }
+
+    #[test]
+    fn http_has_its_line() {
+        let count = |name: &str, count| v1::HttpCount { name: name.into(), count };
+        let http = v1::HttpStatus {
+            requests: 9,
+            responses: vec![count("none", 1), count("1xx", 0), count("2xx", 8)],
+            malformed: vec![count("http_host", 2), count("http_line", 3)],
+            tunnels: 4,
+            ..v1::HttpStatus::default()
+        };
+        let status = |http| v1::GetStatusResponse { http: Some(http), ..runbook() };
+        assert_eq!(text(&status(http)), text(&runbook()) + "http: requests=9 none=1 2xx=8 tunnels=4 malformed=5\n");
+        assert_eq!(text(&status(v1::HttpStatus::default())), text(&runbook()) + "http: requests=0\n");
     }
 
     #[test]

@@ -6,11 +6,14 @@ use ::http::StatusCode;
 
 use super::{access::Outcome, h1::HeadError};
 
+/// By the hundreds of their status; those without response are the first.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /// Requests by what became of them.
 #[derive(Debug, Default)]
 pub struct HttpCounters {
-    /// By the hundreds of their status; those without response are the first.
-    responses: [AtomicU64; 6],
+    /// By [`CLASSES`].
+    responses: [AtomicU64; CLASSES.len()],
     outcomes: [AtomicU64; Outcome::ALL.len()],
     malformed: [AtomicU64; HeadError::REASONS.len()],
     retries: AtomicU64,
@@ -60,9 +63,9 @@ impl HttpCounters {
         self.responses.iter().map(|count| count.load(Relaxed)).sum()
     }
 
-    /// Requests by the hundreds of the status of their response, `0` without one.
-    pub fn responses(&self) -> impl Iterator<Item = (usize, u64)> {
-        self.responses.iter().map(|count| count.load(Relaxed)).enumerate()
+    /// Requests by the class of their response.
+    pub fn responses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CLASSES.into_iter().zip(self.responses.iter().map(|count| count.load(Relaxed)))
     }
 
     /// Requests by outcome.

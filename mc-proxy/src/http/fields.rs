@@ -51,6 +51,24 @@ pub fn strip_request(headers: &mut HeaderMap, is_trusted: bool) {
     }
 }
 
+/// Why no policy ever sees a field of that name in a request, in words; none if one may.
+pub fn unseen(name: &HeaderName) -> Option<&'static str> {
+    match table::class(name.as_str()) {
+        // `trailers` is kept.
+        Class::HopByHop if name != header::TE => Some("such fields are for one connection and are removed"),
+        Class::Odd => Some("backends may take it for another field, and it is removed"),
+        Class::EndToEnd if name == header::HOST => {
+            Some("every request has it, and it is not among the fields that are judged")
+        }
+        Class::HopByHop | Class::EndToEnd | Class::Identity => None,
+    }
+}
+
+/// Whether a field of that name is left in requests of trusted peers only.
+pub fn is_of_trusted(name: &HeaderName) -> bool {
+    table::class(name.as_str()) == Class::Identity
+}
+
 /// Makes the fields of a response what the client gets. `upgrade`, the protocol of a 101 that is forwarded, goes into
 /// HTTP/1.1 only.
 pub fn forward_response(headers: &mut HeaderMap, upgrade: Option<HeaderValue>) {

@@ -1,7 +1,9 @@
 //! The policies of a route, in order: the first that matches a request answers 403.
 //!
-//! They judge the fields as the client sent them, before anything is removed or written. A policy with `shadow` counts what
-//! it would refuse, and refuses nothing.
+//! They judge what is left of the fields that the client sent once those that end here are removed (hop-by-hop fields and what
+//! `Connection` names, names with `_`, and what a client that is not trusted says of itself), and before anything is written:
+//! else a required field could be shown to them and be gone behind them. A policy with `shadow` counts what it would refuse,
+//! and refuses nothing.
 
 use std::sync::{
     Arc,

@@ -107,10 +107,13 @@ fn send_proxy(is_on: bool, version: &str) -> Result<Option<ProxyVersion>, Status
 /// A policy that is to be added: beyond being well-formed, it can match something.
 pub(in crate::admin) fn new_policy(field: &str, given: Option<v1::L7Policy>) -> Result<L7Policy, Status> {
     let policy = policy(field, given)?;
-    match policy.problem() {
-        Some(problem) => Err(invalid(format_args!("{field}.value"), problem)),
-        None => Ok(policy),
+    if let Some(problem) = policy.problem() {
+        return Err(invalid(format_args!("{field}.value"), problem));
     }
+    if let Some(doubt) = policy.doubt() {
+        tracing::warn!("{field}.value: {doubt}");
+    }
+    Ok(policy)
 }
 
 pub(in crate::admin) fn policy(field: &str, given: Option<v1::L7Policy>) -> Result<L7Policy, Status> {
@@ -258,6 +261,10 @@ mod tests {
             (
                 Some(v1::Route { l7_policies: vec![policy("require_header", "X-A: b")], ..good() }),
                 "route.l7_policies[0].value: \"X-A: b\" is not the name of a header",
+            ),
+            (
+                Some(v1::Route { l7_policies: vec![policy("require_header", "Host")], ..good() }),
+                "route.l7_policies[0].value: \"Host\" would refuse every request: ",
             ),
         ];
         for (given, expected) in cases {

@@ -49,9 +49,17 @@ pub(in crate::admin) fn status_to_proto(status: control::Status) -> v1::GetStatu
         }),
         certificates: Some(figures_to_proto(status.certificates)),
         access: status.access.map(|access| v1::AccessStatus { dropped: access.dropped, failed: access.failed }),
+        http: status.http.map(http_to_proto),
         splice: status.splice.as_str().to_owned(),
         kernel_splice: Some(kernel_splice(status.kernel_splice)),
     }
+}
+
+fn http_to_proto(http: control::HttpStatus) -> v1::HttpStatus {
+    let control::HttpStatus { requests, responses, outcomes, malformed, retries, tunnels, abuse } = http;
+    let [responses, outcomes, malformed] = [responses, outcomes, malformed]
+        .map(|counts| counts.into_iter().map(|(name, count)| v1::HttpCount { name: name.to_owned(), count }).collect());
+    v1::HttpStatus { requests, responses, outcomes, malformed, retries, tunnels, abuse }
 }
 
 fn kernel_splice((figures, obstacle): (Figures, Option<String>)) -> v1::SpliceStatus {
@@ -169,7 +177,16 @@ mod tests {
             names: crate::net::resolve::Figures { kept: 7, failing: 8, lookups: 9, failures: 10 },
             certificates: crate::tls::certs::Figures { count: 11, ..Default::default() },
             access: Some(control::AccessStatus { dropped: 12, failed: 13 }),
+            http: Some(control::HttpStatus {
+                requests: 14,
+                responses: vec![("2xx", 13), ("none", 1)],
+                retries: 15,
+                ..Default::default()
+            }),
         });
+        let http = status.http.unwrap();
+        assert_eq!((http.requests, http.responses[1].name.as_str(), http.responses[1].count), (14, "none", 1));
+        assert_eq!(http.retries, 15);
         let kernel = status.kernel.unwrap();
         assert_eq!((kernel.dropped_packets, kernel.dropped_bytes, kernel.counters.len()), (7, 420, 3));
         assert_eq!(status.splice, "userspace");

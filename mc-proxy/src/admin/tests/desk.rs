@@ -157,6 +157,7 @@ impl Desk {
             accept_failures: 0,
             names: crate::net::resolve::Figures::default(),
             access: None,
+            http: None,
             certificates: crate::tls::certs::Figures {
                 count: 1,
                 failing: 0,

@@ -90,6 +90,9 @@ impl Lower<'_, '_> {
             if let Some(problem) = policy.problem() {
                 self.report.error(&at, format!("{key}: {problem}; write one such as \"X-Api-Key\""));
             }
+            if let Some(doubt) = policy.doubt() {
+                self.report.warn(&at, format!("{key}: {doubt}"));
+            }
             policies.push(policy);
         }
         policies

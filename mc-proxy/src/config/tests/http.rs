@@ -102,6 +102,23 @@ fn shadow_policies() {
     assert_eq!(shadows.collect::<Vec<_>>(), [true, false]);
 }
 
+#[test]
+fn policies_that_no_request_could_pass() {
+    let with = |name: &str| l7(&format!("l7_policies = [{{ type = \"require_header\", value = \"{name}\" }}]"));
+    for name in ["Connection", "Upgrade", "Proxy-Authorization", "X_Api_Key", "Proxy", "host"] {
+        let error = with(name).unwrap_err().to_string();
+        assert!(error.contains(&format!("l7_policies.value: \"{name}\" would refuse every request: ")), "{error}");
+    }
+    let warnings = |name| with(name).unwrap().warnings.into_iter().map(|warning| warning.text).collect::<Vec<_>>();
+    for name in ["X-Forwarded-For", "forwarded", "X-Request-Id"] {
+        let found = warnings(name);
+        assert!(found.len() == 1 && found[0].contains("http.trusted_proxies"), "{name}: {found:?}");
+    }
+    for name in ["X-Api-Key", "TE", "Authorization"] {
+        assert_eq!(warnings(name), [""; 0], "{name}");
+    }
+}
+
 /// With what the lines say, on a route of mode `l7`.
 fn l7(lines: &str) -> Result<Loaded, ConfigErrors> {
     let text = format!(

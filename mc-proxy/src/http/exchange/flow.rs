@@ -43,6 +43,7 @@ pub(super) struct Flow<'a, D> {
     has_rate: bool,
     expects_continue: bool,
     has_informed: bool,
+    has_answered: bool,
     /// Bytes from the backend that the connection's record knows of.
     told: u64,
 }
@@ -116,6 +117,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
             has_rate: !is_grpc,
             expects_continue: request.expects_continue,
             has_informed: false,
+            has_answered: false,
             told: 0,
         }
     }
@@ -235,6 +237,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if self.client.respond(response).is_err() {
             return (Left::Broken, Outcome::ClientAborted);
         }
+        self.has_answered = true;
         self.down = Pump::new(is_empty, u64::MAX);
         if is_tunnel {
             self.up = Pump::new(false, u64::MAX);
@@ -325,8 +328,18 @@ impl<'a, D: Downstream> Flow<'a, D> {
     }
 
     /// The connection to the backend, if the exchange has left it where another may begin.
-    pub(super) fn into_reusable(self, left: Left) -> Option<Exchanging> {
-        self.backend.filter(|_| left == Left::Whole)
+    pub(super) fn take_reusable(&mut self, left: Left) -> Option<Exchanging> {
+        self.backend.take().filter(|_| left == Left::Whole)
+    }
+
+    /// Bytes that the client has taken, of this response and what was before it.
+    pub(super) fn taken(&self) -> u64 {
+        self.client.taken()
+    }
+
+    /// Whether the client has been given the head of the response.
+    pub(super) fn has_answered(&self) -> bool {
+        self.has_answered
     }
 }
 

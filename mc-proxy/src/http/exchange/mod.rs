@@ -22,6 +22,7 @@ use bytes::Bytes;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::Instant;
 
+pub use self::log::Seen;
 use self::{
     flow::{Failure, Flow},
     log::RequestLog,
@@ -68,51 +69,86 @@ pub async fn exchange<D: Downstream>(
     deadline: &mut Deadline,
     begun_at: Instant,
 ) -> Left {
-    let mut log = RequestLog::new(site, request, begun_at);
     let random = random();
+    let mut log = RequestLog::new(site, begun_at, random as u64, || Seen::request(request));
     let served = serve(site, client, request, deadline, &mut log, random).await;
     let (left, outcome) = match served {
         Ok((left, outcome)) => (left, outcome),
         Err(Refused { error, outcome }) => {
             let id = log.request_id.clone();
             let asked = Asked::of(&request.method, &request.headers);
-            log.status = Some(error.status());
-            let left = respond(site, client, error, asked, id.as_ref(), deadline).await;
-            (left, if left == Left::Broken { Outcome::ClientAborted } else { outcome })
+            let answered = respond(site, client, error, asked, id.as_ref(), deadline).await;
+            if outcome == Outcome::ClientAborted {
+                // It was gone before, and has got nothing, whatever has been written.
+                (answered.0, outcome)
+            } else {
+                let left = log.answered(error.status(), answered);
+                (left, if left == Left::Broken { Outcome::ClientAborted } else { outcome })
+            }
         }
     };
-    log.finish(site, outcome, random as u64);
+    log.finish(outcome);
     left
 }
 
-/// Answers here.
-pub async fn respond<D: Downstream>(
+/// Answers what is no request, or none that can be served.
+pub async fn refuse<D: Downstream>(
+    site: &Site,
+    client: &mut D,
+    error: HttpError,
+    asked: Asked,
+    seen: Seen,
+    deadline: &mut Deadline,
+    begun_at: Instant,
+) -> Left {
+    let mut log = RequestLog::new(site, begun_at, random() as u64, || seen);
+    let answered = respond(site, client, error, asked, None, deadline).await;
+    let left = log.answered(error.status(), answered);
+    log.finish(Outcome::Refused);
+    left
+}
+
+/// Tells of what is no request, and gets no answer.
+pub fn ignore(site: &Site, seen: Seen, begun_at: Instant) {
+    RequestLog::new(site, begun_at, random() as u64, || seen).finish(Outcome::Refused);
+}
+
+/// Answers here; also gives the bytes of content of the answer.
+async fn respond<D: Downstream>(
     site: &Site,
     client: &mut D,
     error: HttpError,
     asked: Asked,
     id: Option<&HeaderValue>,
     deadline: &mut Deadline,
-) -> Left {
+) -> (Left, u64) {
     if error.closes() || site.local.drain.has_begun() {
         client.set_last();
     }
     let (head, mut body) = error.respond(asked, id).into_parts();
-    let content = if body.is_empty() { Content::None } else { Content::Length(body.len() as u64) };
+    let bytes = body.len() as u64;
+    let content = if body.is_empty() { Content::None } else { Content::Length(bytes) };
     let response = Response { status: head.status, headers: head.headers, content };
     if client.respond(response).is_err() {
-        return Left::Broken;
+        return (Left::Broken, 0);
     }
-    flow::deliver(client, &mut body, site.edge().http.write_timeout, deadline).await
+    (flow::deliver(client, &mut body, site.edge().http.write_timeout, deadline).await, bytes)
 }
 
 /// Sends the client to the same place by `https`: for good, and with the same method and content if it has any (RFC 9110
 /// §15.4.2, §15.4.9).
-pub async fn redirect<D: Downstream>(site: &Site, client: &mut D, request: &Request, deadline: &mut Deadline) -> Left {
+pub async fn redirect<D: Downstream>(
+    site: &Site,
+    client: &mut D,
+    request: &Request,
+    deadline: &mut Deadline,
+    begun_at: Instant,
+) -> Left {
     let Target::Origin(path) = &request.target else {
         let asked = Asked::of(&request.method, &request.headers);
-        return respond(site, client, HttpError::BadRequest, asked, None, deadline).await;
+        return refuse(site, client, HttpError::BadRequest, asked, Seen::request(request), deadline, begun_at).await;
     };
+    let mut log = RequestLog::new(site, begun_at, random() as u64, || Seen::request(request));
     let is_safe = [Method::GET, Method::HEAD].contains(&request.method);
     let status = if is_safe { StatusCode::MOVED_PERMANENTLY } else { StatusCode::PERMANENT_REDIRECT };
     if !request.content.is_empty() {
@@ -121,11 +157,13 @@ pub async fn redirect<D: Downstream>(site: &Site, client: &mut D, request: &Requ
     // Of what has been parsed: the client's spelling may be what some client reads otherwise.
     let location = HeaderValue::try_from(format!("https://{}{path}", request.authority.host()));
     let headers = HeaderMap::from_iter(location.ok().map(|location| (header::LOCATION, location)));
-    site.edge().http_counters.count(Some(status), Outcome::Completed);
-    if client.respond(Response { status, headers, content: Content::Length(0) }).is_err() {
-        return Left::Broken;
-    }
-    flow::deliver(client, &mut Bytes::new(), site.edge().http.write_timeout, deadline).await
+    let left = match client.respond(Response { status, headers, content: Content::Length(0) }) {
+        Ok(()) => flow::deliver(client, &mut Bytes::new(), site.edge().http.write_timeout, deadline).await,
+        Err(_) => Left::Broken,
+    };
+    let left = log.answered(status, (left, 0));
+    log.finish(if left == Left::Broken { Outcome::ClientAborted } else { Outcome::Completed });
+    left
 }
 
 async fn serve<D: Downstream>(
@@ -133,7 +171,7 @@ async fn serve<D: Downstream>(
     client: &mut D,
     request: &mut Request,
     deadline: &mut Deadline,
-    log: &mut RequestLog,
+    log: &mut RequestLog<'_>,
     random: u128,
 ) -> Result<(Left, Outcome), Refused> {
     let limits = &site.edge().http;
@@ -177,7 +215,7 @@ async fn reach<'a, D: Downstream>(
     backends: &Arc<Backends>,
     request: &Request,
     deadline: &'a mut Deadline,
-    log: &mut RequestLog,
+    log: &mut RequestLog<'_>,
     random: u128,
 ) -> Result<(Flow<'a, D>, Response), Refused> {
     let edge = site.edge();
@@ -267,8 +305,9 @@ async fn finish<D: Downstream>(
     mut response: Response,
     backends: &Arc<Backends>,
     request: &Request,
-    log: &mut RequestLog,
+    log: &mut RequestLog<'_>,
 ) -> Result<(Left, Outcome), Refused> {
+    let taken = flow.taken();
     let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
     let protocol = if is_tunnel { request.upgrade.clone() } else { None };
     if is_tunnel {
@@ -283,14 +322,34 @@ async fn finish<D: Downstream>(
         flow.set_last();
     }
     log.status = Some(response.status);
-    let (left, outcome) = flow.content(response).await;
-    log.request_bytes = flow.sent_up();
-    log.response_bytes = flow.sent_down();
-    if let Some(exchanging) = flow.into_reusable(left) {
+    let mut moved = Moved { flow, log, taken };
+    let (left, outcome) = moved.flow.content(response).await;
+    let has_got = moved.flow.has_answered() && (request.version == Version::HTTP_2 || moved.flow.taken() > taken);
+    // Heads are not among what a stream of HTTP/2 has taken.
+    if left == Left::Broken && !has_got {
+        moved.log.status = None;
+    }
+    if let Some(exchanging) = moved.flow.take_reusable(left) {
         let own = site.own(backends);
         backends.release(exchanging, own.as_ref(), &site.edge().http);
     }
     Ok((left, outcome))
+}
+
+/// Tells how much has been moved, also when it is cut off.
+struct Moved<'a, 'b, 'c, D: Downstream> {
+    flow: Flow<'a, D>,
+    log: &'b mut RequestLog<'c>,
+    /// Bytes that the client had taken before.
+    taken: u64,
+}
+
+impl<D: Downstream> Drop for Moved<'_, '_, '_, D> {
+    fn drop(&mut self) {
+        self.log.request_bytes = self.flow.sent_up();
+        // What has come from the backend and not been taken, the client has not got.
+        self.log.response_bytes = self.flow.sent_down().min(self.flow.taken() - self.taken);
+    }
 }
 
 fn of_connecting(error: &ConnectError) -> Refused {

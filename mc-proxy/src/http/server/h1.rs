@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use ::http::Version;
 use tokio::time::Instant;
 
 use super::client::{Client, Next, request};
@@ -17,7 +18,7 @@ use crate::{
         authority::Authority,
         deadline::Deadline,
         error::{Asked, HttpError},
-        exchange::{Left, exchange, redirect, respond},
+        exchange::{self, Left, Seen, exchange, redirect},
         h1::{HeadError, HeadLimits},
         message::Downstream as _,
         site::Site,
@@ -82,7 +83,9 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
             Waited::Late(false) => break Outcome::Idle,
             Waited::Late(true) => {
                 site.report(OffenceKind::Timeout);
-                refuse(site, client, HttpError::RequestTimeout, &mut deadline).await;
+                let now = Instant::now();
+                let begun_at = now.checked_sub(limits.header_timeout).unwrap_or(now);
+                refuse(site, client, HttpError::RequestTimeout, &mut deadline, begun_at).await;
                 break Outcome::Closed;
             }
             Waited::Drained => break Outcome::Told,
@@ -96,7 +99,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
                 site.edge().http_counters.count_malformed(error);
                 site.report(OffenceKind::Http);
                 tracing::debug!(client = %site.shown_client(), reason = error.reason(), "a request was malformed");
-                refuse(site, client, http_error(error), &mut deadline).await;
+                refuse(site, client, http_error(error), &mut deadline, begun_at).await;
                 break Outcome::Closed;
             }
         };
@@ -105,12 +108,19 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
             client.set_last();
         }
         let asked = Asked::of(&head.method, &head.headers);
+        // HTTP/1.0 may be without `Host`.
+        let hostless = head.authority.is_none().then(|| Seen::without_host(&head));
         let by_name = || Authority::parse(site.server_name.as_ref()?.as_str().as_bytes()).ok();
         let left = match request(*head, by_name) {
-            Some(request) if service == Service::Redirect => redirect(site, client, &request, &mut deadline).await,
+            Some(request) if service == Service::Redirect => {
+                redirect(site, client, &request, &mut deadline, begun_at).await
+            }
             Some(mut request) => exchange(site, client, &mut request, &mut deadline, begun_at).await,
-            // HTTP/1.0 without `Host`, and without a name in the handshake.
-            None => respond(site, client, HttpError::BadRequest, asked, None, &mut deadline).await,
+            // And without a name in the handshake.
+            None => {
+                let seen = hostless.unwrap_or_else(|| Seen::nothing(Version::HTTP_10));
+                exchange::refuse(site, client, HttpError::BadRequest, asked, seen, &mut deadline, begun_at).await
+            }
         };
         match left {
             Left::Whole if client.goes_on() => {}
@@ -166,10 +176,16 @@ async fn wait<S: Transport>(
 }
 
 /// Answers what is no request.
-async fn refuse<S: Transport>(site: &Site, client: &mut Client<S>, error: HttpError, deadline: &mut Deadline) {
+async fn refuse<S: Transport>(
+    site: &Site,
+    client: &mut Client<S>,
+    error: HttpError,
+    deadline: &mut Deadline,
+    begun_at: Instant,
+) {
     client.set_last();
-    let _ = respond(site, client, error, Asked::UNKNOWN, None, deadline).await;
-    site.edge().http_counters.count(Some(error.status()), crate::http::access::Outcome::Refused);
+    let seen = Seen::nothing(Version::HTTP_11);
+    exchange::refuse(site, client, error, Asked::UNKNOWN, seen, deadline, begun_at).await;
 }
 
 /// What a client is told of a malformed head.

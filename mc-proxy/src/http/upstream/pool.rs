@@ -98,11 +98,6 @@ impl Idle {
         (max == 0 || count < u64::from(max)).then_some(open)
     }
 
-    /// Connections to a backend now.
-    pub fn connections(&self, place: usize) -> u64 {
-        self.open.get(place).map_or(0, |open| open.load(Relaxed))
-    }
-
     /// Closes an unused connection to a backend, whoever keeps it; `false` if there is none.
     pub(super) fn evict(&self, place: usize) -> bool {
         for part in self.parts.get().into_iter().flatten() {
@@ -151,7 +146,9 @@ impl Idle {
     pub(super) fn keep_h1(self: &Arc<Self>, mut backend: h1::Backend, max: usize) {
         backend.settle();
         let mut own = lock(self.part());
-        if own.h1.len() >= max.saturating_mul(self.open.len()) {
+        // Only where several backends share the part need they be told apart.
+        let of_backend = || own.h1.iter().filter(|(kept, _)| kept.place() == backend.place()).count();
+        if own.h1.len() >= max && of_backend() >= max {
             drop(own);
             backend.close();
             return;

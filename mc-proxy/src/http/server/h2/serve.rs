@@ -1,7 +1,7 @@
 //! One stream, from its head to its end.
 
 use ::h2::{Reason, RecvStream, server::SendResponse};
-use ::http::Method;
+use ::http::{Method, Version};
 use tokio::time::Instant;
 
 use super::{
@@ -11,11 +11,10 @@ use super::{
 use crate::{
     firewall::OffenceKind,
     http::{
-        access,
         authority::AuthorityError,
         deadline::Deadline,
         error::{Asked, HttpError},
-        exchange::{Left, exchange, respond},
+        exchange::{self, Left, Seen, exchange},
         h1::HeadError,
         h2::chunk::Chunk,
         site::Site,
@@ -30,6 +29,7 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
     let mut deadline = Deadline::new(begun_at + limits.header_timeout);
     let max_fields = limits.max_fields as usize;
     let asked = Asked::of(&head.method, &head.headers);
+    let method = head.method.clone();
     let of_head = if head.method == Method::HEAD { Kind::Head } else { Kind::Other };
     let (mut stream, left) = match request(head, body.is_end_stream(), limits) {
         Ok((mut request, kind)) => {
@@ -42,12 +42,13 @@ pub(super) async fn serve_stream(site: &Site, head: ::http::Request<RecvStream>,
             site.report(OffenceKind::Http);
             tracing::debug!(client = %site.shown_client(), reason = error.reason(), "a request was malformed");
             let mut stream = Stream::new(body, send, of_head, max_fields);
+            let seen = Seen::method(method, Version::HTTP_2);
             let Some(error) = answer(error) else {
+                exchange::ignore(site, seen, begun_at);
                 stream.reset(Reason::PROTOCOL_ERROR);
                 return;
             };
-            site.edge().http_counters.count(Some(error.status()), access::Outcome::Refused);
-            let left = respond(site, &mut stream, error, asked, None, &mut deadline).await;
+            let left = exchange::refuse(site, &mut stream, error, asked, seen, &mut deadline, begun_at).await;
             (stream, left)
         }
     };
