@@ -3,6 +3,8 @@
 pub mod client;
 mod h1;
 mod h2;
+#[cfg(test)]
+mod tests;
 
 use super::site::Site;
 use crate::{
