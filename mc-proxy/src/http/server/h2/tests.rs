@@ -67,7 +67,6 @@ impl Bench {
             http_counters: Default::default(),
             redact_clients: false,
             access: None,
-            redact_clients: false,
         });
         let mut target = Target::passthrough(backend.to_string().parse().unwrap());
         (target.mode, target.backend_protocol) = (Mode::L7, protocol);
