@@ -507,6 +507,28 @@ fn backends_that_fail() -> Result<()> {
     })
 }
 
+/// RFC 9113 §8.1: a response that is whole is not discarded for NO_ERROR behind it.
+#[test]
+fn a_backend_that_does_not_need_the_request() -> Result<()> {
+    let origin = H2Origin::new(async |mut incoming: Incoming| {
+        let mut send = incoming.respond.send_response(Response::builder().status(413).body(())?, false)?;
+        send.send_data(vec![b'x'; 30_000].into(), true)?;
+        // The request is dropped, of which no more is read.
+        Ok(())
+    })?;
+    let edge = h2c(&origin, "")?;
+    run(async {
+        let good = Good::new(&edge).await?;
+        for at in 0..20 {
+            let (response, mut send) = good.begin(request(Method::POST, "/"), false).await?;
+            send.send_data(bytes(10_000), false)?;
+            let reply = read(response).await.with_context(|| format!("request {at}"))?.expect(413)?;
+            ensure!(reply.body.len() == 30_000, "{at}: {} bytes", reply.body.len());
+        }
+        good.ask(get("/")).await?.expect(413).map(drop)
+    })
+}
+
 /// A backend that is to speak HTTP/2 and does not.
 #[test]
 fn a_backend_of_another_protocol() -> Result<()> {

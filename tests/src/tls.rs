@@ -10,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     crypto::aws_lc_rs::default_provider,
@@ -44,6 +46,8 @@ impl Authority {
     /// A new one.
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
+        // A name of its own: OpenSSL takes a certificate for self-signed whose issuer is named like itself.
+        params.distinguished_name.push(DnType::CommonName, "mc-proxy test CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;

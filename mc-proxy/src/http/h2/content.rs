@@ -28,6 +28,7 @@ pub struct Incoming {
     max_fields: usize,
     has_ended: bool,
     is_malformed: bool,
+    is_response: bool,
 }
 
 /// What the peer gets.
@@ -41,7 +42,13 @@ pub struct Outgoing {
 impl Incoming {
     /// `max_fields`: of trailers.
     pub fn new(stream: RecvStream, max_fields: usize) -> Self {
-        Self { stream, held: 0, max_fields, has_ended: false, is_malformed: false }
+        Self { stream, held: 0, max_fields, has_ended: false, is_malformed: false, is_response: false }
+    }
+
+    /// The same of a response. A server that has sent all of it may reset the stream with NO_ERROR, as it does not need the rest of
+    /// the request; the response is not to be discarded then (RFC 9113 §8.1), and the crate tells of the reset where its end was.
+    pub fn of_response(stream: RecvStream, max_fields: usize) -> Self {
+        Self { is_response: true, ..Self::new(stream, max_fields) }
     }
 
     /// See [`Source::poll_part`](crate::http::message::Source::poll_part).
@@ -57,11 +64,14 @@ impl Incoming {
                     self.held = data.len();
                     return Poll::Ready(Ok(Some(Part::Data(data))));
                 }
-                Some(Err(error)) => return Poll::Ready(Err(broken(&error))),
+                Some(Err(error)) => return Poll::Ready(self.stopped(&error)),
                 None => break,
             }
         }
-        let trailers = ready!(self.stream.poll_trailers(cx)).map_err(|error| broken(&error))?;
+        let trailers = match ready!(self.stream.poll_trailers(cx)) {
+            Ok(trailers) => trailers,
+            Err(error) => return Poll::Ready(self.stopped(&error)),
+        };
         self.has_ended = true;
         let Some(trailers) = trailers else { return Poll::Ready(Ok(None)) };
         if trailers.len() > self.max_fields || check_h2(&trailers).is_err() {
@@ -79,6 +89,15 @@ impl Incoming {
     /// Whether the peer's message is none (RFC 9113 §8.1.1).
     pub fn is_malformed(&self) -> bool {
         self.is_malformed
+    }
+
+    fn stopped(&mut self, error: &::h2::Error) -> Result<Option<Part>, Broken> {
+        let is_enough = error.is_reset() && error.is_remote() && error.reason() == Some(::h2::Reason::NO_ERROR);
+        if self.is_response && is_enough {
+            self.has_ended = true;
+            return Ok(None);
+        }
+        Err(broken(error))
     }
 
     fn release(&mut self) {
@@ -157,6 +176,13 @@ impl Outgoing {
             Ok(_) => Broken::Reset,
             Err(error) => broken(&error),
         })
+    }
+
+    /// Whether the peer has said that it needs no more (RFC 9113 §8.1). What it still gets is dropped then.
+    pub fn is_enough(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_enough = matches!(self.stream.poll_reset(cx), Poll::Ready(Ok(::h2::Reason::NO_ERROR)));
+        self.has_ended |= is_enough;
+        is_enough
     }
 
     /// Gives the stream up, with what has not been written.

@@ -161,7 +161,7 @@ impl Raw {
         loop {
             match self.event()? {
                 Event::Pong | Event::Acknowledged | Event::Ended(_) => {}
-                event => return Ok(event),
+                event @ (Event::GoAway(_) | Event::Closed | Event::Reset(..) | Event::Head(..)) => return Ok(event),
             }
         }
     }
@@ -181,7 +181,7 @@ impl Raw {
                 Event::Ended(of) if of == stream => return status.context("an end without a head"),
                 event @ (Event::GoAway(_) | Event::Closed) => bail!("{event:?} instead of a response"),
                 event @ Event::Reset(of, _) if of == stream => bail!("{event:?} instead of a response"),
-                _ => {}
+                Event::Head(..) | Event::Ended(_) | Event::Reset(..) | Event::Pong | Event::Acknowledged => {}
             }
         }
     }
@@ -206,7 +206,7 @@ impl Raw {
             match self.event()? {
                 Event::GoAway(of) => code = Some(of),
                 Event::Closed => return Ok(code.or(self.goaway)),
-                _ => {}
+                Event::Head(..) | Event::Ended(_) | Event::Reset(..) | Event::Pong | Event::Acknowledged => {}
             }
         }
     }

@@ -32,6 +32,8 @@ pub struct Backend {
     outgoing: Outgoing,
     is_head: bool,
     tunnel: Option<Tunnel>,
+    /// The tunnel has been opened.
+    is_tunnel: bool,
     informational: u32,
     max_fields: usize,
     shared: Arc<Shared>,
@@ -65,6 +67,7 @@ impl Backend {
             outgoing: Outgoing::new(stream, has_ended),
             is_head: request.method == Method::HEAD,
             tunnel: is_tunnel.then(|| Tunnel { key: request.headers.get(websocket::KEY).cloned() }),
+            is_tunnel: false,
             informational: 0,
             max_fields,
             shared,
@@ -80,6 +83,11 @@ impl Backend {
     /// Whether a head of a response has come.
     pub fn has_answered(&self) -> bool {
         self.informational > 0 || self.incoming.is_some()
+    }
+
+    /// Whether the backend has ended a tunnel: what it has said last is still to be handed on, and nothing goes to it.
+    fn has_closed_tunnel(&mut self, cx: &mut Context<'_>) -> bool {
+        self.is_tunnel && self.outgoing.is_enough(cx)
     }
 
     fn failed(&self, error: &::h2::Error) -> Broken {
@@ -105,10 +113,11 @@ impl Backend {
             return Err(Broken::Protocol);
         }
         let has_ended = body.is_end_stream();
-        self.incoming = Some(Incoming::new(body, self.max_fields));
+        self.incoming = Some(Incoming::of_response(body, self.max_fields));
         if let Some(tunnel) = self.tunnel.take()
             && status.is_success()
         {
+            self.is_tunnel = true;
             // RFC 8441 §5.
             headers.remove(header::CONTENT_LENGTH);
             headers.remove(websocket::ACCEPT);
@@ -165,6 +174,10 @@ impl Source for Backend {
 
 impl Sink for Backend {
     fn poll_data(&mut self, cx: &mut Context<'_>, data: &mut Bytes, is_last: bool) -> Poll<Result<(), Broken>> {
+        if self.has_closed_tunnel(cx) {
+            data.clear();
+            return Poll::Ready(Ok(()));
+        }
         self.outgoing.poll_data(cx, data, is_last)
     }
 
@@ -173,6 +186,9 @@ impl Sink for Backend {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.has_closed_tunnel(cx) {
+            return Poll::Ready(Ok(()));
+        }
         self.outgoing.poll_flush(cx)
     }
 }
