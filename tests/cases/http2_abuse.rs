@@ -92,9 +92,23 @@ fn p99(raw: &mut Raw, first: u32, until: impl Fn(usize) -> bool) -> Result<(Dura
     Ok((took.get(at).copied().context("no request")?, stream))
 }
 
-/// A good client beside somebody who attacks again and again.
+/// A good client beside somebody who attacks again and again. What the machine does besides may slow down one of three
+/// measurements, and two; an attack slows down all.
 fn besides(edge: &Edge, attack: impl Fn() -> Result<()> + Sync) -> Result<()> {
     let _alone = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let (quiet, busy) = measured(edge, &attack)?;
+        if busy <= FLOOR.max(3 * quiet) {
+            return Ok(());
+        }
+        slow.push((quiet, busy));
+    }
+    bail!("p99 alone, and besides an attack: {slow:?}")
+}
+
+/// The p99 of a good client, alone and beside an attack.
+fn measured(edge: &Edge, attack: &(impl Fn() -> Result<()> + Sync)) -> Result<(Duration, Duration)> {
     let mut good = Raw::new(edge)?;
     let (quiet, next) = p99(&mut good, 1, |count| count >= 200)?;
     let before = edge.daemon.resident_bytes()?;
@@ -115,9 +129,9 @@ fn besides(edge: &Edge, attack: impl Fn() -> Result<()> + Sync) -> Result<()> {
         Ok((busy?.0, peak?, rounds))
     })?;
     println!("p99 {quiet:?} alone, {busy:?} besides {rounds} attacks; {} KiB more", peak.saturating_sub(before) >> 10);
-    ensure!(rounds > 0 && busy <= FLOOR.max(3 * quiet), "p99 of {busy:?} besides {rounds} attacks, {quiet:?} alone");
+    ensure!(rounds > 0, "nobody has attacked");
     ensure!(peak < before + MEMORY, "{before} bytes have become {peak}");
-    Ok(())
+    Ok((quiet, busy))
 }
 
 /// So many who attack at the same time.
