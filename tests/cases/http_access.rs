@@ -135,7 +135,9 @@ fn responses_that_come_to_nothing() -> Result<()> {
     client.send(get("/break-off"))?;
     client.rest()?;
     let record = site.record(1)?;
-    ensure!(record["status"] == 200 && record["outcome"] == "backend_failed", "{record:#}");
+    // Whether the head was on its way before the end came is a matter of time; without it the client has got nothing.
+    ensure!(record["status"].is_null() || record["status"] == 200, "{record:#}");
+    ensure!(record["outcome"] == "backend_failed", "{record:#}");
 
     let mut client = site.edge.client()?;
     client.send(get("/big"))?;
