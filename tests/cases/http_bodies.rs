@@ -168,7 +168,6 @@ fn the_backend_says_when_to_go_on() -> Result<()> {
 }
 
 #[test]
-#[ignore = "the daemon answers 400: HttpError has no 417, which HeadError::status asks for"]
 fn another_expectation() -> Result<()> {
     let origin = Origin::telling()?;
     let edge = Edge::to(origin.addr(), "")?;

@@ -21,12 +21,12 @@ use mc_proxy_tests::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-/// MiB that each of the longest streams brings, instead of the 256 that an unoptimised build moves in a few seconds.
+/// MiB that each of the longest streams brings, instead of a GiB.
 const LENGTH_VARIABLE: &str = "MC_PROXY_STREAM_MIB";
 
 /// What that comes to.
 fn length() -> Result<u64> {
-    Ok(env::var(LENGTH_VARIABLE).map_or(Ok(256), |text| text.parse::<u64>())? << 20)
+    Ok(env::var(LENGTH_VARIABLE).map_or(Ok(1024), |text| text.parse::<u64>())? << 20)
 }
 
 /// What the daemon may take for one connection, whatever flows: a few buffers of each side.

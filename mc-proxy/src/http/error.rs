@@ -22,6 +22,8 @@ pub enum HttpError {
     ContentTooLarge,
     /// 414: the target is too long.
     UriTooLong,
+    /// 417: an expectation other than `100-continue`.
+    ExpectationFailed,
     /// 421: the host is not what the connection was made for.
     Misdirected,
     /// 431 (RFC 6585 §5): the head is too long.
@@ -72,12 +74,13 @@ impl Asked {
 
 impl HttpError {
     /// All of them, in the order of their status.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::Forbidden,
         Self::RequestTimeout,
         Self::ContentTooLarge,
         Self::UriTooLong,
+        Self::ExpectationFailed,
         Self::Misdirected,
         Self::FieldsTooLarge,
         Self::Internal,
@@ -96,6 +99,7 @@ impl HttpError {
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::ContentTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UriTooLong => StatusCode::URI_TOO_LONG,
+            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::FieldsTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -115,6 +119,7 @@ impl HttpError {
             Self::RequestTimeout => "Request Timeout",
             Self::ContentTooLarge => "Content Too Large",
             Self::UriTooLong => "URI Too Long",
+            Self::ExpectationFailed => "Expectation Failed",
             Self::Misdirected => "Misdirected Request",
             Self::FieldsTooLarge => "Request Header Fields Too Large",
             Self::Internal => "Internal Server Error",
@@ -139,7 +144,7 @@ impl HttpError {
             // UNIMPLEMENTED
             Self::Misdirected | Self::NotImplemented | Self::VersionNotSupported => 12,
             // INTERNAL
-            Self::BadRequest | Self::Internal => 13,
+            Self::BadRequest | Self::ExpectationFailed | Self::Internal => 13,
             // UNAVAILABLE
             Self::BadGateway | Self::Unavailable => 14,
         }
@@ -152,6 +157,7 @@ impl HttpError {
             | Self::RequestTimeout
             | Self::ContentTooLarge
             | Self::UriTooLong
+            | Self::ExpectationFailed
             | Self::FieldsTooLarge
             | Self::Internal
             | Self::NotImplemented

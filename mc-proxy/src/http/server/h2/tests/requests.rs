@@ -197,7 +197,7 @@ async fn what_is_answered_here_and_what_is_reset() {
         (connect, Ok(501)),
         (Request::get("https://b.example/").body(()).unwrap(), Ok(421)),
         (Request::get("ftp://a.example/").body(()).unwrap(), Ok(400)),
-        (with("expect", "more"), Ok(400)),
+        (with("expect", "more"), Ok(417)),
         (with("host", "b.example"), Err(Reason::PROTOCOL_ERROR)),
         (with("x", " y"), Err(Reason::PROTOCOL_ERROR)),
     ] {
