@@ -107,9 +107,9 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
         if (limits.max_requests > 0 && requests >= limits.max_requests) || site.local.drain.has_begun() {
             client.set_last();
         }
-        let asked = Asked::of(&head.method, &head.headers);
         // HTTP/1.0 may be without `Host`.
-        let hostless = head.authority.is_none().then(|| Seen::without_host(&head));
+        let is_hostless = head.authority.is_none();
+        let hostless = is_hostless.then(|| (Asked::of(&head.method, &head.headers), Seen::without_host(&head)));
         let by_name = || Authority::parse(site.server_name.as_ref()?.as_str().as_bytes()).ok();
         let left = match request(*head, by_name) {
             Some(request) if service == Service::Redirect => {
@@ -118,7 +118,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
             Some(mut request) => exchange(site, client, &mut request, &mut deadline, begun_at).await,
             // And without a name in the handshake.
             None => {
-                let seen = hostless.unwrap_or_else(|| Seen::nothing(Version::HTTP_10));
+                let (asked, seen) = hostless.unwrap_or_else(|| (Asked::UNKNOWN, Seen::nothing(Version::HTTP_10)));
                 exchange::refuse(site, client, HttpError::BadRequest, asked, seen, &mut deadline, begun_at).await
             }
         };
