@@ -2,14 +2,16 @@
 
 use std::{
     io::Write as _,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use mc_proxy_tests::{
     client::{End, connect, end_of, is_reset},
     hello::Hello,
     http::{Edge, Ended, HOST, Origin, Plan, Response, get, ok},
+    privilege::{find_program, skip},
     wait::{SOON, pass, until},
 };
 
@@ -333,4 +335,33 @@ fn a_slow_reader_that_goes_on() -> Result<()> {
     }
     client.exactly(48 << 20)?;
     Ok(())
+}
+
+/// A client of TLS 1.2 that asks for another handshake (RFC 5746) gets none, and has no more time for it than anybody who is
+/// silent.
+#[test]
+fn renegotiation() -> Result<()> {
+    if find_program("openssl").is_none() {
+        return skip("renegotiation", "openssl is not installed");
+    }
+    let origin = origin()?;
+    let edge = Edge::to(origin.addr(), "keepalive_timeout = \"1s\"")?;
+    let begun = Instant::now();
+    let mut client = Command::new("timeout")
+        .args(["20", "openssl", "s_client", "-tls1_2", "-servername", HOST, "-connect", &edge.addr.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut asks = client.stdin.take().context("no input")?;
+    // What its users type.
+    asks.write_all(b"R\n")?;
+    edge.serves()?;
+    let output = client.wait_with_output()?;
+    drop(asks);
+    about(begun, Duration::from_secs(1))?;
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(text.contains("RENEGOTIATING") && text.matches("BEGIN CERTIFICATE").count() == 1, "{text}");
+    ensure!(edge.daemon.log().matching(&["level=WARN", "NoRenegotiation"]).is_empty(), "a line for each attempt");
+    edge.serves()
 }

@@ -59,7 +59,10 @@ pub fn can_run(test: &str, missing: Option<String>) -> Result<bool> {
 }
 
 /// Says that `test` is skipped, and why.
-pub(crate) fn skip(test: &str, reason: &str) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be said.
+pub fn skip(test: &str, reason: &str) -> Result<()> {
     // Not `eprintln!`: the test runner swallows what a passing test prints through it.
     writeln!(io::stderr(), "SKIPPED {test}: {reason}")?;
     if let Some(path) = env::var_os(SKIPPED_VARIABLE) {

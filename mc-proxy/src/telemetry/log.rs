@@ -71,7 +71,11 @@ where
 
 fn filter(level: Level) -> Targets {
     let others = if level < Level::WARN { level } else { Level::WARN };
-    Targets::new().with_default(LevelFilter::from_level(others)).with_target(OWN_TARGET, level)
+    Targets::new()
+        .with_default(LevelFilter::from_level(others))
+        // It warns of what clients do, as often as they do it.
+        .with_target("rustls", LevelFilter::ERROR)
+        .with_target(OWN_TARGET, level)
 }
 
 /// Formats events, and the fields of spans as fragments that are appended to events.
