@@ -15,7 +15,7 @@ use mc_proxy::proxy_header::{Endpoints, Header, write_v2};
 use mc_proxy_tests::{
     client::connect,
     http::{Client, Edge, HOST, Origin, Plan, get, ok},
-    privilege::{can_run, missing_for_namespaces},
+    privilege::{can_run, find_program, missing_for_namespaces, skip},
     topology::{Leaf, Topology},
     wait::{SOON, pass, until},
 };
@@ -175,6 +175,28 @@ fn is_seen(leaf: &Leaf, edge: &Edge) -> Result<()> {
     })?
 }
 
+/// Requests of one client of HTTP/2 at the same time: the backend sees its address with each, and its port with one at most.
+fn side_by_side(leaf: &Leaf, edge: &Edge) -> Result<()> {
+    if find_program("curl").is_none() {
+        return skip("transparent_routes (HTTP/2)", "curl is not installed");
+    }
+    let (port, ip) = (edge.addr.port(), edge.addr.ip());
+    let url = format!("https://{HOST}:{port}/slow");
+    let output = leaf.namespace.run(|| {
+        Command::new("timeout")
+            .args(["20", "curl", "-sS", "-k", "--http2", "-Z", "--resolve", &format!("{HOST}:{port}:{ip}")])
+            .args(["-w", " %{http_code} %{local_ip} %{local_port}\\n", &url, &url, &url, &url])
+            .output()
+    })??;
+    let text = String::from_utf8(output.stdout)?;
+    // What curl writes of several transfers is mixed.
+    let count = |part: &str| text.matches(part).count();
+    let port = text.split_whitespace().last().context("no port")?;
+    ensure!(count(" 200 ") == 4 && count(&format!("{}:", leaf.v4)) == 4, "{text}");
+    ensure!(count(&format!("{}:{port} ", leaf.v4)) < 4, "not at the same time: {text}");
+    Ok(())
+}
+
 #[test]
 fn transparent_routes() -> Result<()> {
     if !can_run("transparent_routes", missing_for_namespaces())? {
@@ -183,7 +205,12 @@ fn transparent_routes() -> Result<()> {
     let net = Topology::new()?;
     let origin = Origin::within(&net.edge.namespace, |conn| {
         let peer = conn.peer.to_string();
-        conn.answer(|_| ok(&peer))
+        conn.answer(|request| {
+            if request.line.contains("/slow") {
+                pass(Duration::from_millis(300));
+            }
+            ok(&peer)
+        })
     })?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/transparent-routes.sh");
     let output = net.edge.namespace.run(|| Command::new(&script).arg("up").env("BACKENDS", "").output())??;
@@ -198,5 +225,6 @@ fn transparent_routes() -> Result<()> {
         is_seen(&net.attacker, &edge)?;
     }
     ensure!(origin.accepts() == 8, "one for each client, used again: {}", origin.accepts());
+    side_by_side(&net.client, &edge)?;
     edge.daemon.stop()
 }

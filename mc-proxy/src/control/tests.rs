@@ -118,6 +118,8 @@ async fn a_policy_is_in_the_running_table_at_once_and_goes_on_counting() {
     let shadow = L7Policy { shadow: true, ..first };
     bench.control.add_policy(listener(), key(), shadow.clone()).await.unwrap();
     assert_eq!(judge(), Verdict::Refuse(1));
+    // A deploy repeats its route, and knows of no policies.
+    bench.control.add_route(listener(), route("a.example", "10.0.0.2:443")).await.unwrap();
     // A change of another route leaves everything as it is.
     bench.control.add_route(listener(), route("b.example", "10.0.0.1:443")).await.unwrap();
     let listed = bench.control.policies(listener(), key()).await.unwrap();
