@@ -63,7 +63,7 @@ async fn be_late(wire: &Wire, mut random: Random, queued: Vec<TcpStream>) -> Res
     while !clients.is_empty() {
         let Some((name, mut backend)) = wire.accept_any(&door).await? else { continue };
         let (mut client, has_ended) = clients.remove(&name).context("a client is connected twice")?;
-        let id = wire.id(&client, name);
+        let id = wire.id(name);
         if has_ended {
             backend.receiver.end_at(client.sender.at()).await?;
             backend.sender.send_and_finish(10 * KB).await?;

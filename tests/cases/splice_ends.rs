@@ -116,7 +116,7 @@ fn an_end_right_behind_the_hello(mode: Mode) -> Result<()> {
             tokio::try_join!(backend.sender.send(MB), client.receiver.receive(MB))?;
             backend.sender.finish()?;
             client.receiver.end_at(MB).await?;
-            let id = wire.id(&client, number);
+            let id = wire.id(number);
             wire.recorded(id, "closed", length, MB).await?;
         }
         Ok(())

@@ -245,13 +245,13 @@ impl Wire {
     /// `door` is [`Self::backend`].
     pub async fn join(&self, door: &TcpListener, client: Peer, number: u64) -> Result<Pair> {
         let backend = self.accept(door, number).await?;
-        let id = self.id(&client, number);
+        let id = self.id(number);
         Ok(Pair { client, backend, id })
     }
 
     /// What the daemon knows a client's connection by.
-    pub fn id(&self, client: &Peer, number: u64) -> PairId {
-        PairId { addr: client.addr(), hello: self.hello(number).len() as u64 }
+    pub fn id(&self, number: u64) -> PairId {
+        PairId { number, hello: self.hello(number).len() as u64 }
     }
 
     /// The backend's end of a client's connection. Others that come belong to clients that have gone.
@@ -293,7 +293,7 @@ impl Wire {
 
     /// A hello that no other pair has.
     pub fn hello(&self, number: u64) -> Vec<u8> {
-        Hello::to(format!("n{number:0DIGITS$}{DOMAIN}")).bytes()
+        Hello::to(server_name(number)).bytes()
     }
 
     /// What the client and the backend of a pair send.
@@ -303,8 +303,8 @@ impl Wire {
 
     /// The record of a pair, once it is written.
     pub async fn record(&self, pair: PairId) -> Result<Record> {
-        let (log, client) = (self.daemon.log().clone(), format!("client={} ", pair.addr));
-        let line = spawn_blocking(move || log.wait_for(&["connection closed", &client], SOON)).await??;
+        let (log, sni) = (self.daemon.log().clone(), format!("sni={} ", server_name(pair.number)));
+        let line = spawn_blocking(move || log.wait_for(&["connection closed", &sni], SOON)).await??;
         let field = |name: &str| {
             let value = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
             value.with_context(|| format!("no {name} in {line}"))
@@ -352,6 +352,10 @@ impl Wire {
         })
         .with_context(|| format!("descriptors leak: {:?} before, {now:?} after", self.base))
     }
+}
+
+fn server_name(number: u64) -> String {
+    format!("n{number:0DIGITS$}{DOMAIN}")
 }
 
 /// Waits for all of a case's tasks; the first error ends it.

@@ -1,7 +1,5 @@
 //! A relayed connection after its hello, with both of its ends in the test's hands.
 
-use std::net::SocketAddr;
-
 use anyhow::Result;
 
 use super::Wire;
@@ -21,8 +19,8 @@ pub struct Pair {
 /// What the daemon knows a pair by.
 #[derive(Clone, Copy, Debug)]
 pub struct PairId {
-    /// The client's address.
-    pub addr: SocketAddr,
+    /// What its server name begins with. A client's port may be another one's before long.
+    pub number: u64,
     /// Bytes of its hello.
     pub hello: u64,
 }
