@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 /// The workspace.
-pub(crate) fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a member of the workspace")
 }
 
 /// Where build results go.
-pub(crate) fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     match env::var_os("CARGO_TARGET_DIR") {
         Some(directory) => root().join(directory),
         None => root().join("target"),
@@ -23,7 +23,7 @@ pub(crate) fn target() -> PathBuf {
 
 /// The cargo that runs this program, in the workspace. What `cargo run` has set for this program is not passed on:
 /// it would make build scripts believe that something has changed.
-pub(crate) fn cargo(args: &[&str]) -> Command {
+pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
     for (name, _) in env::vars_os() {
@@ -39,7 +39,7 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
 ///
 /// # Errors
 /// When it fails, with its command line.
-pub(crate) fn succeed(command: &mut Command) -> Result<()> {
+pub fn succeed(command: &mut Command) -> Result<()> {
     let line = words(command);
     let status = command.status().with_context(|| format!("starting `{line}`"))?;
     if !status.success() {

@@ -14,11 +14,19 @@ use rustix::{
     process::geteuid,
 };
 
-use crate::{
-    bench,
+use xtask::{
     cargo::{cargo, root, succeed},
-    test,
+    packages::{NGINX_STREAM_MODULE, Need, install_lacking},
 };
+
+use crate::test;
+
+/// Other proxies, with which the end-to-end tests speak PROXY protocol.
+const TEST_NEEDS: [Need; 3] = [
+    Need { package: "haproxy", evidence: "haproxy" },
+    Need { package: "nginx", evidence: "nginx" },
+    Need { package: "libnginx-mod-stream", evidence: NGINX_STREAM_MODULE },
+];
 
 const BPFFS: &str = "/sys/fs/bpf";
 const BPFFS_MAGIC: FsWord = 0xcafe_4a11;
@@ -126,10 +134,10 @@ fn dependencies() -> Result<()> {
     succeed(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))
 }
 
-/// HAProxy and nginx, with which the tests speak PROXY protocol. What is missing then is the tests' to tell.
+/// What is missing then is the tests' to tell.
 fn other_proxies() -> Result<()> {
     if geteuid().is_root() {
-        bench::install_for_tests();
+        install_lacking(TEST_NEEDS);
     } else {
         println!("SKIPPED: only root can install packages");
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::cargo::{cargo, succeed, target};
+use xtask::cargo::{cargo, succeed, target};
 
 /// How the demonstration runs.
 #[derive(Debug, clap::Args)]

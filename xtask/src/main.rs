@@ -2,9 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-mod bench;
 mod build_ebpf;
-mod cargo;
 mod ci;
 mod demo;
 mod setup;
@@ -13,6 +11,10 @@ mod test;
 use std::process::ExitCode;
 
 use clap::Parser;
+use xtask::{
+    cargo::{cargo, succeed},
+    exit_code,
+};
 
 /// Builds, checks, tests and shows mc-proxy.
 #[derive(Parser)]
@@ -29,10 +31,12 @@ enum Task {
     /// Rebuilds the committed kernel program, or checks that it is what its sources say.
     BuildEbpf(build_ebpf::Args),
     /// Measures mc-proxy beside the proxies a user would take instead.
-    Bench(bench::Args),
-    /// Generates load, or answers it, inside a benchmark's namespace.
-    #[command(hide = true)]
-    Load(bench::load::Args),
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// A suite and its options, see `cargo xtask bench --help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -42,14 +46,12 @@ fn main() -> ExitCode {
         Task::Ci(args) => ci::run(&args),
         Task::Setup(args) => setup::run(&args),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
-        Task::Bench(args) => bench::run(&args),
-        Task::Load(args) => bench::load::run(&args),
+        Task::Bench { args } => bench(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cargo xtask: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code(result)
+}
+
+/// A program of its own: what its clients are built from takes minutes, and no other task needs it.
+fn bench(args: &[String]) -> anyhow::Result<()> {
+    succeed(cargo(&["run", "--package", "mc-proxy-bench", "--"]).args(args))
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, io::ErrorKind};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::cargo::{cargo, succeed, target};
+use xtask::cargo::{cargo, succeed, target};
 
 /// Which tests, and how.
 #[derive(Debug, Default, clap::Args)]

@@ -17,7 +17,7 @@ use super::stream::{Seen, now_ns};
 use super::subject::{Installed, PINS, Place, Subject};
 use super::table::Table;
 use super::wire::{CALLERS, Counted, GENERATOR_DEVICE, Wire};
-use crate::cargo;
+use xtask::cargo;
 
 /// Until a generator's first packets are through.
 const WARM_UP: Duration = Duration::from_millis(700);

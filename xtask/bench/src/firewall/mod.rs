@@ -32,10 +32,10 @@ use super::interrupt::{Interrupt, Interrupted};
 use super::record::{Machine, write_whole};
 use super::stats::{number, shuffled};
 use super::{MC_PROXY, build_daemon, packages, process, run_worker, versions};
-use crate::cargo;
 use measure::{Part, Stage};
 use subject::{SUBJECTS, Subject};
 use table::{ENTRIES_MAX, Shape, Table};
+use xtask::cargo;
 
 pub(super) use subject::remove_leftovers;
 

@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use xtask::packages::NGINX_STREAM_MODULE;
 
 use super::super::load::hello::SERVER_NAME;
 use super::super::{MC_PROXY, packages, process};
@@ -18,8 +19,6 @@ pub(super) const AUTO: &str = MC_PROXY;
 /// mc-proxy told how to move bytes.
 pub(super) const FIXED: [&str; 2] = ["mc-proxy-sockmap", "mc-proxy-userspace"];
 const ENVOY: &str = "envoy";
-
-pub(crate) const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /// One proxy in one configuration.
 #[derive(Debug)]

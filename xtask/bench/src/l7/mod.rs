@@ -21,9 +21,9 @@ use super::interrupt::{Interrupt, Interrupted};
 use super::record::{Machine, Metrics, write_whole};
 use super::stats::{number, shuffled};
 use super::{MC_PROXY, build_daemon, packages, process, run_worker, topology, versions};
-use crate::cargo;
 use rows::Row;
 use stage::{Document, Record, Running, Setting, Stage};
+use xtask::cargo;
 
 /// What a measurement takes beside its window: start, warm-up, end.
 const OVERHEAD_SECS: f64 = 0.5;

@@ -24,7 +24,7 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// Prepares `cargo xtask load --cpu CPU ARGS…` in the network namespace `netns`; on any CPU without one.
+    /// Prepares `load --cpu CPU ARGS…` of this program in the network namespace `netns`; on any CPU without one.
     pub(super) fn new(netns: &str, cpu: impl Into<Option<usize>>, args: &[String]) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("finding this program")?;
         let mut command = Command::new("nsenter");

@@ -26,13 +26,11 @@ use super::interrupt::Interrupt;
 use super::record::{Machine, write_whole};
 use super::topology::{self, Layout};
 use super::{MC_PROXY, build_daemon, packages, process, run_worker, versions};
-use crate::cargo;
 use cases::cases;
 use measure::measure_all;
 use record::{Document, Figure};
 use stage::{Setting, Stage};
-
-pub(crate) use peers::NGINX_STREAM_MODULE;
+use xtask::cargo;
 
 /// What a measurement takes beside its window: start, warm-up, end.
 const OVERHEAD_SECS: f64 = 0.55;

@@ -4,15 +4,16 @@
 //! back to back, in another order each round. Traffic stays in namespaces made for the run. No figure makes a run fail:
 //! it reports.
 
-pub(crate) mod firewall;
-pub(crate) mod l4;
-pub(crate) mod l7;
-pub(crate) mod load;
+#![forbid(unsafe_code)]
 
 mod claim;
 mod cpu;
+mod firewall;
 mod interrupt;
 mod knobs;
+mod l4;
+mod l7;
+mod load;
 mod markdown;
 mod packages;
 mod process;
@@ -20,24 +21,18 @@ mod record;
 mod stats;
 mod topology;
 
-use anyhow::Context;
+use std::process::ExitCode;
 
-pub(crate) use self::packages::install_for_tests;
-use crate::cargo;
+use anyhow::Context;
+use clap::Parser;
+use xtask::{cargo, exit_code};
 
 const MC_PROXY: &str = "mc-proxy";
 const WORKER: &str = "--worker";
 
-/// Options of `cargo xtask bench`.
-#[derive(Debug, clap::Args)]
-#[command(arg_required_else_help = true, subcommand_required = true)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    suite: Suite,
-}
-
-/// What is measured.
-#[derive(Debug, clap::Subcommand)]
+/// Measures mc-proxy beside the proxies a user would take instead.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 enum Suite {
     /// Measures passthrough beside HAProxy, nginx, sniproxy and Envoy: bytes, connections, round trips, memory. A run
     /// with the defaults takes 12 to 15 minutes.
@@ -46,15 +41,19 @@ enum Suite {
     L7(l7::Args),
     /// Measures the kernel's firewall beside nftables, ipset and xdp-filter.
     Firewall(firewall::Args),
+    /// Generates load, or answers it, inside a benchmark's namespace.
+    #[command(hide = true)]
+    Load(load::Args),
 }
 
-/// Runs one suite.
-pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    match &args.suite {
-        Suite::L4(args) => l4::run(args),
-        Suite::L7(args) => l7::run(args),
-        Suite::Firewall(args) => firewall::run(args),
-    }
+fn main() -> ExitCode {
+    let result = match Suite::parse() {
+        Suite::L4(args) => l4::run(&args),
+        Suite::L7(args) => l7::run(&args),
+        Suite::Firewall(args) => firewall::run(&args),
+        Suite::Load(args) => load::run(&args),
+    };
+    exit_code(result)
 }
 
 /// Measures in a process of its own, and cleans up after it if it was killed.
