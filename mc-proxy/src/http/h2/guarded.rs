@@ -19,7 +19,7 @@ use crate::http::transport::Transport;
 /// What [`Guarded::poll_shutdown`] reads of what still comes, in bytes at a time.
 const DISCARD: usize = 4 * 1024;
 
-/// Frames are gathered up to so many bytes, and leave in one write: in one record of TLS, and one packet where they fit.
+/// Frames are gathered up to so many bytes, and leave in one write: in few records of TLS, and one packet where they fit.
 const GATHERED: usize = 32 * 1024;
 
 /// As many at once are not gathered, unless there are others before them.
@@ -29,13 +29,30 @@ const LARGE: usize = 8 * 1024;
 /// to be told.
 #[derive(Debug)]
 pub struct Guarded<S> {
-    io: S,
+    line: Arc<Mutex<Line<S>>>,
     state: Arc<Mutex<State>>,
-    /// What waits for the next flush.
-    gathered: BytesMut,
     /// Bytes that are discarded behind our end of the stream.
     linger: usize,
     has_shut: bool,
+}
+
+/// Where what was gathered leaves by: whoever polls the connection also polls this, each time that it has come to rest.
+///
+/// The crate flushes behind every frame of DATA. With an outlet such a flush does nothing, so that the frames of all streams
+/// that have something to say leave together.
+#[derive(Debug)]
+pub struct Outlet<S> {
+    line: Arc<Mutex<Line<S>>>,
+    state: Arc<Mutex<State>>,
+}
+
+/// The stream, and what is still to be written to it.
+#[derive(Debug)]
+struct Line<S> {
+    io: S,
+    gathered: BytesMut,
+    /// There is an [`Outlet`].
+    is_held: bool,
 }
 
 /// What a [`Guarded`] has seen, for whoever has given it away.
@@ -57,7 +74,14 @@ impl<S> Guarded<S> {
     pub fn new(io: S, guard: Guard, linger: usize) -> (Self, Watch) {
         let state =
             Arc::new(Mutex::new(State { guard, read: 0, written: 0, stalled_since: None, unanswered_since: None }));
-        (Self { io, state: Arc::clone(&state), gathered: BytesMut::new(), linger, has_shut: false }, Watch(state))
+        let line = Arc::new(Mutex::new(Line { io, gathered: BytesMut::new(), is_held: false }));
+        (Self { line, state: Arc::clone(&state), linger, has_shut: false }, Watch(state))
+    }
+
+    /// For whoever will poll the connection. What is written before the connection is polled, its preface, must not wait: it is
+    /// to be made behind that, and used once there is one.
+    pub fn outlet(&self) -> Outlet<S> {
+        Outlet { line: Arc::clone(&self.line), state: Arc::clone(&self.state) }
     }
 
     /// Shows the guard what is being sent.
@@ -75,27 +99,17 @@ impl<S> Guarded<S> {
             state.unanswered_since.get_or_insert(now);
         }
     }
-
-    /// Notes whether the peer takes what is written.
-    fn note<T>(&self, result: &Poll<io::Result<T>>) {
-        let stalled = &mut lock(&self.state).stalled_since;
-        if result.is_pending() {
-            stalled.get_or_insert_with(Instant::now);
-        } else {
-            *stalled = None;
-        }
-    }
 }
 
-impl<S: AsyncWrite + Unpin> Guarded<S> {
-    fn poll_gathered(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+impl<S: AsyncWrite + Unpin> Line<S> {
+    fn poll_gathered(&mut self, cx: &mut Context<'_>, state: &Mutex<State>) -> Poll<io::Result<()>> {
         while !self.gathered.is_empty() {
             let result = Pin::new(&mut self.io).poll_write(cx, &self.gathered);
-            self.note(&result);
+            note(state, &result);
             match ready!(result)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 count => {
-                    lock(&self.state).written += count as u64;
+                    lock(state).written += count as u64;
                     if count == self.gathered.len() {
                         self.gathered.clear();
                     } else {
@@ -105,6 +119,34 @@ impl<S: AsyncWrite + Unpin> Guarded<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, state: &Mutex<State>) -> Poll<io::Result<()>> {
+        ready!(self.poll_gathered(cx, state))?;
+        let result = Pin::new(&mut self.io).poll_flush(cx);
+        note(state, &result);
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Outlet<S> {
+    /// From now on nothing leaves but by this, and what is too much to be gathered.
+    pub fn hold(&self) {
+        lock(&self.line).is_held = true;
+    }
+
+    /// Writes what was gathered. While this is pending the connection need not be polled for it: the next poll of either goes on
+    /// with it.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        lock(&self.line).poll_flush(cx, &self.state)
+    }
+
+    /// Gives back the memory in which frames are gathered, if there are none.
+    pub fn rest(&self) {
+        let mut line = lock(&self.line);
+        if line.gathered.is_empty() {
+            line.gathered = BytesMut::new();
+        }
     }
 }
 
@@ -148,7 +190,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut lock(&this.line).io).poll_read(cx, buf))?;
         let mut state = lock(&this.state);
         let read = buf.filled().get(before..).unwrap_or_default();
         state.read += read.len() as u64;
@@ -176,22 +218,24 @@ impl<S: Transport> AsyncWrite for Guarded<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let total = slices.iter().map(|slice| slice.len()).sum::<usize>();
-        if this.gathered.len() + total > GATHERED {
-            ready!(this.poll_gathered(cx))?;
+        let mut line = lock(&this.line);
+        if line.gathered.len() + total > GATHERED {
+            ready!(line.poll_gathered(cx, &this.state))?;
         }
-        let count = if this.gathered.is_empty() && total >= LARGE {
-            let result = Pin::new(&mut this.io).poll_write_vectored(cx, slices);
-            this.note(&result);
+        let count = if line.gathered.is_empty() && total >= LARGE {
+            let result = Pin::new(&mut line.io).poll_write_vectored(cx, slices);
+            note(&this.state, &result);
             let count = ready!(result)?;
             lock(&this.state).written += count as u64;
             count
         } else {
-            this.gathered.reserve(total);
+            line.gathered.reserve(total);
             for slice in slices {
-                this.gathered.extend_from_slice(slice);
+                line.gathered.extend_from_slice(slice);
             }
             total
         };
+        drop(line);
         this.sends(count, slices.iter().map(|slice| &**slice));
         Poll::Ready(Ok(count))
     }
@@ -201,26 +245,24 @@ impl<S: Transport> AsyncWrite for Guarded<S> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_gathered(cx))?;
-        let result = Pin::new(&mut this.io).poll_flush(cx);
-        this.note(&result);
-        result
+        let mut line = lock(&self.line);
+        if line.is_held { Poll::Ready(Ok(())) } else { line.poll_flush(cx, &self.state) }
     }
 
     /// Ends our side, and waits for the peer's end or for so many bytes as are put up with.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let mut line = lock(&this.line);
         if !this.has_shut {
-            ready!(this.poll_gathered(cx))?;
-            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-            this.io.socket_mut().complete();
+            ready!(line.poll_gathered(cx, &this.state))?;
+            ready!(Pin::new(&mut line.io).poll_shutdown(cx))?;
+            line.io.socket_mut().complete();
             this.has_shut = true;
         }
         let mut bytes = [0; DISCARD];
         while this.linger > 0 {
             let mut buf = ReadBuf::new(&mut bytes);
-            match ready!(Pin::new(&mut this.io).poll_read(cx, &mut buf)) {
+            match ready!(Pin::new(&mut line.io).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => this.linger = this.linger.saturating_sub(buf.filled().len()),
                 Ok(()) | Err(_) => this.linger = 0,
             }
@@ -229,6 +271,16 @@ impl<S: Transport> AsyncWrite for Guarded<S> {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+/// Notes whether the peer takes what is written.
+fn note<T>(state: &Mutex<State>, result: &Poll<io::Result<T>>) {
+    let stalled = &mut lock(state).stalled_since;
+    if result.is_pending() {
+        stalled.get_or_insert_with(Instant::now);
+    } else {
+        *stalled = None;
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }

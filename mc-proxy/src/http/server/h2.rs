@@ -41,7 +41,7 @@ use crate::{
             FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, WINDOW_MAX,
             chunk::Chunk,
             guard::{Guard, Violation},
-            guarded::{Guarded, Watch},
+            guarded::{Guarded, Outlet, Watch},
         },
         limits::HttpLimits,
         site::Site,
@@ -74,10 +74,11 @@ pub(super) async fn serve(site: Site, stream: TlsStream) -> Outcome {
 async fn serve_over<S: Transport>(site: Arc<Site>, stream: S) -> Outcome {
     let limits = &site.edge().http;
     let (stream, watch) = Guarded::new(stream, Guard::of_clients(limits), LINGER_BYTES);
+    let outlet = stream.outlet();
     let begun_at = Instant::now();
     let _counted = Counted { site: Arc::clone(&site), watch: watch.clone() };
     match timeout(limits.header_timeout, builder(limits).handshake(stream)).await {
-        Ok(Ok(h2)) => Connection::new(Arc::clone(&site), h2, watch.clone(), begun_at).run().await,
+        Ok(Ok(h2)) => Connection::new(Arc::clone(&site), h2, outlet, watch.clone(), begun_at).run().await,
         Ok(Err(error)) if error.is_io() => Outcome::ClientReset,
         Ok(Err(error)) => {
             offend(&site, &error);
@@ -127,6 +128,7 @@ fn builder(limits: &HttpLimits) -> Builder {
 struct Connection<S: Transport> {
     site: Arc<Site>,
     h2: H2<Guarded<S>, Chunk>,
+    outlet: Outlet<S>,
     watch: Watch,
     tasks: JoinSet<()>,
     deadline: Deadline,
@@ -160,10 +162,12 @@ enum Late {
 }
 
 impl<S: Transport> Connection<S> {
-    fn new(site: Arc<Site>, h2: H2<Guarded<S>, Chunk>, watch: Watch, begun_at: Instant) -> Self {
+    fn new(site: Arc<Site>, h2: H2<Guarded<S>, Chunk>, outlet: Outlet<S>, watch: Watch, begun_at: Instant) -> Self {
+        outlet.hold();
         Self {
             site,
             h2,
+            outlet,
             watch,
             tasks: JoinSet::new(),
             deadline: Deadline::new(begun_at),
@@ -179,9 +183,9 @@ impl<S: Transport> Connection<S> {
         let local = Arc::clone(&self.site.local);
         let mut drain = pin!(local.drain.begun());
         let outcome = poll_fn(|cx| self.poll(cx, drain.as_mut())).await;
-        let Self { h2, mut tasks, .. } = self;
+        let Self { h2, outlet, mut tasks, .. } = self;
         // Its streams hear that it is gone, and tell what became of them.
-        drop(h2);
+        drop((h2, outlet));
         let _ = timeout(LINGER, async { while tasks.join_next().await.is_some() {} }).await;
         outcome
     }
@@ -191,11 +195,15 @@ impl<S: Transport> Connection<S> {
             if let Poll::Ready(outcome) = self.poll_streams(cx) {
                 return Poll::Ready(outcome);
             }
+            if let Poll::Ready(Err(_)) = self.outlet.poll_flush(cx) {
+                return Poll::Ready(self.outcome(Outcome::ClientReset));
+            }
             while let Poll::Ready(Some(_)) = self.tasks.poll_join_next(cx) {}
             if !self.tasks.is_empty() {
                 self.idle_since = None;
             } else if self.idle_since.is_none() {
                 self.idle_since = Some(Instant::now());
+                self.outlet.rest();
             }
             let before = self.stage;
             if let Some(violation) = self.watch.violation()

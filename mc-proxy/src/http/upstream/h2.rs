@@ -34,7 +34,7 @@ use crate::http::{
         FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, broken,
         chunk::Chunk,
         guard::Guard,
-        guarded::{Guarded, Watch},
+        guarded::{Guarded, Outlet, Watch},
     },
     limits::HttpLimits,
     message::{Broken, Request},
@@ -90,6 +90,7 @@ impl Handle {
         let is_tls = matches!(io, Io::Tls(_));
         let heads = HeadLimits::of_responses(limits);
         let (io, watch) = Guarded::new(io, Guard::of_backends(), 0);
+        let outlet = io.outlet();
         let handshake = Builder::new()
             .enable_push(false)
             .initial_window_size(STREAM_WINDOW)
@@ -116,7 +117,7 @@ impl Handle {
             active: 0.into(),
             unused_since: Mutex::new(Instant::now()),
         });
-        tokio::spawn(drive(connection, Arc::clone(&shared), limits.write_timeout));
+        tokio::spawn(drive(connection, outlet, Arc::clone(&shared), limits.write_timeout));
         Ok(Self { sender, shared, is_tls, max_fields: heads.fields, made_at: Instant::now() })
     }
 
@@ -235,21 +236,31 @@ impl Shared {
 }
 
 /// Carries a connection on to its end, which is also that of a backend that takes nothing for `write_timeout`.
-async fn drive(mut connection: Connection<Guarded<Io>, Chunk>, shared: Arc<Shared>, write_timeout: Duration) {
+async fn drive(
+    mut connection: Connection<Guarded<Io>, Chunk>,
+    outlet: Outlet<Io>,
+    shared: Arc<Shared>,
+    write_timeout: Duration,
+) {
+    outlet.hold();
     let mut deadline = Deadline::new(Instant::now());
-    let result = poll_fn(|cx| {
+    let failure = poll_fn(|cx| {
         if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
-            return Poll::Ready(Some(result));
+            return Poll::Ready(result.err().map(|error| error.to_string()));
+        }
+        if let Poll::Ready(Err(error)) = outlet.poll_flush(cx) {
+            return Poll::Ready(Some(error.to_string()));
+        }
+        if shared.active.load(Relaxed) == 0 {
+            outlet.rest();
         }
         let Some(since) = shared.watch.stalled_since() else { return Poll::Pending };
         deadline.set(since + write_timeout);
-        deadline.poll_over(cx).map(|()| None)
+        deadline.poll_over(cx).map(|()| Some("it takes nothing".to_owned()))
     })
     .await;
     shared.is_closed.store(true, Relaxed);
-    match result {
-        Some(Ok(())) => {}
-        Some(Err(error)) => tracing::debug!(%error, "an HTTP/2 connection to a backend failed"),
-        None => tracing::debug!("a backend took nothing over HTTP/2"),
+    if let Some(reason) = failure {
+        tracing::debug!(reason, "an HTTP/2 connection to a backend failed");
     }
 }
