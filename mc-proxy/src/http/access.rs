@@ -85,7 +85,7 @@ pub struct Record<'a> {
     pub method: &'a [u8],
     /// Path and query, as the client sent them.
     pub path: &'a [u8],
-    /// What the client got; none if it got nothing.
+    /// What the client got; none if it got nothing. Where this edge answers gRPC it is what another client would have got.
     pub status: Option<StatusCode>,
     /// Of the body, from the client.
     pub request_bytes: u64,
@@ -116,7 +116,7 @@ pub struct Timings {
     pub connect: Option<Duration>,
     /// From the request to the backend until the first byte of its response.
     pub first_byte: Option<Duration>,
-    /// From the first byte of the request to the last of the response.
+    /// From the end of the request's head to the last byte of the response.
     pub total: Duration,
 }
 

@@ -20,6 +20,9 @@
 //! `Via`: RFC 9110 §7.6.3 wants it of gateways towards the backend. It is left out, as nginx, HAProxy and Envoy leave it out:
 //! nginx behind a `Via` stops compressing, and it tells the world what stands in front.
 //!
+//! `Max-Forwards`: RFC 9110 §7.6.2 has it counted down for OPTIONS and TRACE, and answered here at 0. It passes unchanged, as with
+//! the same three.
+//!
 //! `Connection` may not name what is meant for every recipient (RFC 9110 §7.6.1). Such options are ignored rather than obeyed:
 //! with them clients would strip credentials, cookies or framing, or what a trusted peer has told of the client. Policies are to be
 //! asked about the fields that are left, or a required one could be shown to them and then be named.

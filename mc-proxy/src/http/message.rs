@@ -107,6 +107,10 @@ pub trait Source {
 
     /// Whether the last part has been given.
     fn is_ended(&self) -> bool;
+
+    /// Nobody can take a part at the moment: what has come is put into as little memory as it needs. The sender gets no more room
+    /// by that.
+    fn gather(&mut self, _cx: &mut Context<'_>) {}
 }
 
 /// Where content goes.

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use tokio::time::{Duration, Instant};
 
 use super::{
-    Left,
+    Left, malformed,
+    progress::{Moved, Party, Progress},
     pump::{End, Pump, Stopped},
 };
 use crate::firewall::OffenceKind;
@@ -24,6 +25,10 @@ use crate::http::{
     upstream::Exchanging,
 };
 
+/// The client has its response, and the backend still wants the rest of the request: whoever of them lets so much time pass
+/// without a byte is not waited for.
+const REST_OF_REQUEST: Duration = Duration::from_secs(5);
+
 /// A request on its way.
 #[derive(Debug)]
 pub(super) struct Flow<'a, D> {
@@ -35,26 +40,23 @@ pub(super) struct Flow<'a, D> {
     deadline: &'a mut Deadline,
     progress: Progress,
     sent_at: Instant,
+    answered_at: Instant,
     /// Between two parts of the request.
     body_timeout: Duration,
     /// To the head of the response.
     response_timeout: Duration,
+    /// A call of gRPC is over with its response.
+    is_grpc: bool,
     /// The request's content has to keep to `min_body_rate`: it is neither a stream of messages nor a tunnel.
     has_rate: bool,
-    expects_continue: bool,
+    /// The client waits for 100 before it sends content.
+    is_held: bool,
     has_informed: bool,
     has_answered: bool,
+    /// The response breaks off behind what the client is still to be given.
+    is_cut: bool,
     /// Bytes from the backend that the connection's record knows of.
     told: u64,
-}
-
-/// When something last moved.
-#[derive(Debug)]
-struct Progress {
-    begun_at: Instant,
-    at: Instant,
-    parts: (u64, u64),
-    taken: u64,
 }
 
 /// Why there is no response yet.
@@ -83,11 +85,15 @@ enum Over {
     Rate,
 }
 
-/// Who is late.
+/// How the content is handed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Late {
-    Client,
-    Backend,
+enum Manner {
+    /// Until the response ends.
+    Response,
+    /// Until both directions have ended: the backend may have use for the rest of the request.
+    Both,
+    /// Likewise, and either may be silent for as long as a connection may.
+    Tunnel,
 }
 
 impl<'a, D: Downstream> Flow<'a, D> {
@@ -101,7 +107,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
     ) -> Self {
         let edge = site.edge();
         let max = if edge.http.max_body_bytes == 0 { u64::MAX } else { edge.http.max_body_bytes };
-        let taken = client.taken();
+        let moved = Moved { up: 0, down: 0, taken: client.taken() };
         Self {
             site,
             client,
@@ -109,15 +115,18 @@ impl<'a, D: Downstream> Flow<'a, D> {
             up: Pump::new(request.content.is_empty(), max),
             down: Pump::new(true, u64::MAX),
             deadline,
-            progress: Progress { begun_at: now, at: now, parts: (0, 0), taken },
+            progress: Progress::new(moved, now),
             sent_at: now,
+            answered_at: now,
             // A stream of messages may be silent for as long as a connection may.
             body_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.body_timeout },
             response_timeout: if is_grpc { edge.proxy.idle_timeout } else { edge.http.response_timeout },
+            is_grpc,
             has_rate: !is_grpc,
-            expects_continue: request.expects_continue,
+            is_held: request.expects_continue,
             has_informed: false,
             has_answered: false,
+            is_cut: false,
             told: 0,
         }
     }
@@ -132,7 +141,10 @@ impl<'a, D: Downstream> Flow<'a, D> {
         let mut wait = pin!(wait);
         poll_fn(|cx| match wait.as_mut().poll(cx) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
-            Poll::Pending => self.client.poll_gone(cx).map(|()| None),
+            Poll::Pending => {
+                self.client.gather(cx);
+                self.client.poll_gone(cx).map(|()| None)
+            }
         })
         .await
     }
@@ -163,15 +175,21 @@ impl<'a, D: Downstream> Flow<'a, D> {
     pub(super) async fn answer(&mut self, backend: Exchanging) -> Result<Response, Failure> {
         self.backend = Some(backend);
         self.sent_at = Instant::now();
-        self.progress.at = self.sent_at;
+        self.progress.restart(self.sent_at);
         let answer = poll_fn(|cx| self.poll_answer(cx)).await;
-        self.progress.at = Instant::now();
+        self.answered_at = Instant::now();
+        self.progress.restart(self.answered_at);
         answer
+    }
+
+    /// When the head of the request was sent.
+    pub(super) fn sent_at(&self) -> Instant {
+        self.sent_at
     }
 
     /// From the head of the request to that of the response.
     pub(super) fn answered_after(&self) -> Duration {
-        self.progress.at - self.sent_at
+        self.answered_at - self.sent_at
     }
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, Failure>> {
@@ -179,7 +197,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if !self.up.is_done() {
             match self.up.poll(cx, self.client, backend, fields::forward_request_trailers) {
                 // The time for the answer begins with the end of the request.
-                Poll::Ready(Ok(())) if self.up.has_begun() => self.progress.at = Instant::now(),
+                Poll::Ready(Ok(())) if self.up.has_begun() => self.progress.restart(Instant::now()),
                 Poll::Ready(Ok(())) => {}
                 // It may have answered before it closed.
                 Poll::Ready(Err(Stopped::By(End::Sink, _))) => self.up.stop(),
@@ -193,6 +211,7 @@ impl<'a, D: Downstream> Flow<'a, D> {
                 Poll::Ready(Ok(Answer::Final(response))) => return Poll::Ready(Ok(response)),
                 Poll::Ready(Ok(Answer::Informational(status, mut headers))) => {
                     fields::forward_response(&mut headers, None);
+                    self.is_held &= status != StatusCode::CONTINUE;
                     if let Err(broken) = self.client.inform(status, headers) {
                         return Poll::Ready(Err(Failure::Client(broken)));
                     }
@@ -213,16 +232,15 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if self.waits_for_backend() && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Failure::Client(Broken::Gone)));
         }
-        // A client that waits for 100 does so until the backend says something.
-        let is_held = self.expects_continue && !self.has_informed && !self.up.has_begun();
-        let (timeout, late) = match self.up.waits_for() {
-            End::Source if !self.up.is_done() && !is_held => (self.body_timeout, Late::Client),
-            End::Source | End::Sink => (self.response_timeout, Late::Backend),
-        };
-        match self.poll_late(cx, timeout) {
+        // A client may also not wait for what it has asked for.
+        self.is_held &= !self.up.has_begun();
+        let is_sending = self.is_sending();
+        let (party, timeout) =
+            if is_sending { (Party::Sender, self.body_timeout) } else { (Party::Backend, self.response_timeout) };
+        match self.poll_late(cx, party, timeout) {
             Poll::Ready(Over::Rate) => Poll::Ready(Err(Failure::ClientLate { is_offence: true })),
             // A stream of messages may have none.
-            Poll::Ready(Over::Deadline) if late == Late::Client => {
+            Poll::Ready(Over::Deadline) if is_sending => {
                 Poll::Ready(Err(Failure::ClientLate { is_offence: self.has_rate }))
             }
             Poll::Ready(Over::Deadline) => Poll::Ready(Err(Failure::BackendLate)),
@@ -232,18 +250,24 @@ impl<'a, D: Downstream> Flow<'a, D> {
 
     /// Hands on the response, and what is left of the request; in a tunnel both until their ends.
     pub(super) async fn content(&mut self, response: Response) -> (Left, Outcome) {
-        let is_tunnel = response.status == StatusCode::SWITCHING_PROTOCOLS;
         let is_empty = response.content.is_empty();
+        let manner = match response.status {
+            StatusCode::SWITCHING_PROTOCOLS => Manner::Tunnel,
+            // Behind an error nobody needs it.
+            status if !self.is_grpc && !status.is_client_error() && !status.is_server_error() => Manner::Both,
+            _ => Manner::Response,
+        };
         if self.client.respond(response).is_err() {
             return (Left::Broken, Outcome::ClientAborted);
         }
         self.has_answered = true;
+        self.is_held = false;
         self.down = Pump::new(is_empty, u64::MAX);
-        if is_tunnel {
+        if manner == Manner::Tunnel {
             self.up = Pump::new(false, u64::MAX);
             self.has_rate = false;
         }
-        let ended = poll_fn(|cx| self.poll_content(cx, is_tunnel)).await;
+        let ended = poll_fn(|cx| self.poll_content(cx, manner)).await;
         self.tell();
         ended
     }
@@ -254,15 +278,27 @@ impl<'a, D: Downstream> Flow<'a, D> {
         self.site.shared.add_from_backends(bytes - std::mem::replace(&mut self.told, bytes));
     }
 
-    fn poll_content(&mut self, cx: &mut Context<'_>, is_tunnel: bool) -> Poll<(Left, Outcome)> {
+    fn poll_content(&mut self, cx: &mut Context<'_>, manner: Manner) -> Poll<(Left, Outcome)> {
+        if self.is_cut {
+            return self.poll_cut(cx);
+        }
         let Some(backend) = &mut self.backend else { return Poll::Ready((Left::Broken, Outcome::Internal)) };
         if !self.up.is_done() {
             match self.up.poll(cx, self.client, backend, fields::forward_request_trailers) {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
-                Poll::Ready(Err(Stopped::By(End::Source, _) | Stopped::TooLong)) => {
+                Poll::Ready(Err(Stopped::By(End::Source, Broken::Malformed(error)))) => {
+                    malformed(self.site, error);
+                    return Poll::Ready((Left::Broken, Outcome::Refused));
+                }
+                Poll::Ready(Err(Stopped::TooLong)) => return Poll::Ready((Left::Broken, Outcome::Refused)),
+                // It has what it wants, and does not give the rest.
+                Poll::Ready(Err(Stopped::By(End::Source, _))) if self.down.is_done() && manner == Manner::Both => {
+                    return Poll::Ready((Left::Unread, Outcome::Completed));
+                }
+                Poll::Ready(Err(Stopped::By(End::Source, _))) => {
                     return Poll::Ready((Left::Broken, Outcome::ClientAborted));
                 }
-                Poll::Ready(Err(Stopped::By(End::Sink, _))) if is_tunnel => {
+                Poll::Ready(Err(Stopped::By(End::Sink, _))) if manner == Manner::Tunnel => {
                     return Poll::Ready((Left::Broken, Outcome::BackendFailed));
                 }
                 // It has said all that it wants to say.
@@ -276,7 +312,9 @@ impl<'a, D: Downstream> Flow<'a, D> {
                     return Poll::Ready((Left::Broken, Outcome::ClientAborted));
                 }
                 Poll::Ready(Err(Stopped::By(End::Source, _) | Stopped::TooLong)) => {
-                    return Poll::Ready((Left::Broken, Outcome::BackendFailed));
+                    self.is_cut = true;
+                    self.deadline.set(Instant::now() + self.site.edge().http.write_timeout);
+                    return self.poll_cut(cx);
                 }
             }
         }
@@ -284,24 +322,45 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if !self.down.is_done() && self.waits_for_backend() && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready((Left::Broken, Outcome::ClientAborted));
         }
-        if self.down.is_done() && (self.up.is_done() || !is_tunnel) {
+        if self.down.is_done() && (self.up.is_done() || manner == Manner::Response) {
             let left = if self.client.is_ended() { Left::Whole } else { Left::Unread };
             return Poll::Ready((left, Outcome::Completed));
         }
-        // A client that takes nothing is waited for less long than a backend that has nothing to say.
-        let (timeout, outcome) = if !self.down.is_done() && self.down.waits_for() == End::Sink {
-            (self.site.edge().http.write_timeout, Outcome::ClientAborted)
-        } else if self.down.is_done() {
-            (self.site.edge().proxy.idle_timeout, Outcome::ClientAborted)
+        let idle_timeout = self.site.edge().proxy.idle_timeout;
+        let (party, timeout) = if !self.down.is_done() {
+            // A client that takes nothing is waited for less long than a backend that has nothing to say.
+            match self.down.waits_for() {
+                End::Sink => (Party::Taker, self.site.edge().http.write_timeout),
+                End::Source => (Party::Backend, idle_timeout),
+            }
         } else {
-            (self.site.edge().proxy.idle_timeout, Outcome::BackendTimeout)
+            let party = if self.up.waits_for() == End::Source { Party::Sender } else { Party::Backend };
+            (party, if manner == Manner::Tunnel { idle_timeout } else { REST_OF_REQUEST })
         };
-        match std::task::ready!(self.poll_late(cx, timeout)) {
-            Over::Deadline if outcome == Outcome::BackendTimeout => {}
-            // It takes nothing, or gives next to nothing, on purpose or not.
-            Over::Deadline | Over::Rate => self.site.report(OffenceKind::Timeout),
+        let over = std::task::ready!(self.poll_late(cx, party, timeout));
+        // It takes nothing, or gives next to nothing, on purpose or not.
+        if over == Over::Rate || party == Party::Taker {
+            self.site.report(OffenceKind::Timeout);
         }
-        Poll::Ready((Left::Broken, outcome))
+        Poll::Ready(match (over, party) {
+            (Over::Deadline, _) if self.down.is_done() && manner == Manner::Both => (Left::Unread, Outcome::Completed),
+            (Over::Deadline, Party::Backend) => (Left::Broken, Outcome::BackendTimeout),
+            (Over::Deadline, Party::Taker | Party::Sender) | (Over::Rate, _) => (Left::Broken, Outcome::ClientAborted),
+        })
+    }
+
+    /// Gives the client what has come of a response that breaks off.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<(Left, Outcome)> {
+        let given = match self.client.poll_flush(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => self.deadline.poll_over(cx),
+        };
+        given.map(|()| (Left::Broken, Outcome::BackendFailed))
+    }
+
+    /// Whether content of the request could come from the client.
+    fn is_sending(&self) -> bool {
+        !self.up.is_done() && self.up.waits_for() == End::Source && !self.is_held
     }
 
     /// Whether nothing is asked of the client at the moment that would tell that it is gone.
@@ -309,21 +368,22 @@ impl<'a, D: Downstream> Flow<'a, D> {
         self.up.is_done() || self.up.waits_for() == End::Sink
     }
 
-    fn poll_late(&mut self, cx: &mut Context<'_>, timeout: Duration) -> Poll<Over> {
-        let (parts, taken) = ((self.up.parts(), self.down.parts()), self.client.taken());
-        // What a client sends does not excuse it from taking what it is sent.
-        let is_held = !self.down.is_done() && self.down.waits_for() == End::Sink;
-        if taken != self.progress.taken || (!is_held && parts != self.progress.parts) {
-            self.progress.at = Instant::now();
+    /// Ready when that party has done nothing for so long, or the client sends too slowly.
+    fn poll_late(&mut self, cx: &mut Context<'_>, party: Party, timeout: Duration) -> Poll<Over> {
+        let moved = Moved { up: self.up.parts(), down: self.down.parts(), taken: self.client.taken() };
+        let is_sending = self.is_sending();
+        if self.progress.look(party, is_sending, moved) {
             self.tell();
-            let elapsed = self.progress.at - self.progress.begun_at;
-            let is_clients = !self.up.is_done() && self.up.waits_for() == End::Source && self.has_rate;
-            if is_clients && self.site.edge().http.is_too_slow(self.up.bytes(), elapsed) {
+            let http = &self.site.edge().http;
+            if is_sending
+                && self.has_rate
+                && http.min_body_rate > 0
+                && http.is_too_slow(self.up.bytes(), self.progress.sending(Instant::now()))
+            {
                 return Poll::Ready(Over::Rate);
             }
         }
-        (self.progress.parts, self.progress.taken) = (parts, taken);
-        self.deadline.set(self.progress.at + timeout);
+        self.deadline.set(self.progress.deadline(timeout));
         self.deadline.poll_over(cx).map(|()| Over::Deadline)
     }
 

@@ -13,6 +13,7 @@
 
 mod flow;
 mod log;
+mod progress;
 mod pump;
 
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use bytes::Bytes;
 use rustix::rand::{GetRandomFlags, getrandom};
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant};
 
 pub use self::log::Seen;
 use self::{
@@ -33,13 +34,17 @@ use super::{
     deadline::Deadline,
     error::{Asked, HttpError},
     fields::{self, Forwarding, translate::join_cookies},
-    h1::Target,
+    h1::{HeadError, Target},
     message::{Broken, Content, Downstream, Request, Response},
     policy::Verdict,
     site::Site,
     upstream::{Backends, ConnectError, Terms, Wanted},
 };
 use crate::{firewall::OffenceKind, net::dial::DialError, telemetry::limit::LineLimit};
+
+/// A backend that closes a connection which it found idle has done so when the request reaches it. One that dies later has seen
+/// the request, and may have died of it.
+const IDLE_CLOSE: Duration = Duration::from_secs(1);
 
 /// More of them say nothing new.
 static BACKEND_WARNINGS: LineLimit = LineLimit::per_second(10);
@@ -278,7 +283,9 @@ async fn reach<'a, D: Downstream>(
             // RFC 9113 §8.7: a refused stream has not been looked at.
             Failure::Backend { broken: Broken::Refused, .. } | Failure::Backend { has_sent: false, .. } => true,
             // RFC 9110 §9.2.2, RFC 9112 §9.3.1: the backend has closed a connection that it found idle.
-            Failure::Backend { broken: Broken::Gone, .. } => was_used && is_idempotent(&request.method),
+            Failure::Backend { broken: Broken::Gone, .. } => {
+                was_used && flow.sent_at().elapsed() < IDLE_CLOSE && is_idempotent(&request.method)
+            }
             Failure::Backend { .. }
             | Failure::BackendLate
             | Failure::Client(_)
@@ -378,8 +385,7 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
         }
         Failure::TooLong => Refused { error: HttpError::ContentTooLarge, outcome: Outcome::Refused },
         Failure::Client(Broken::Malformed(error)) => {
-            site.edge().http_counters.count_malformed(error);
-            site.report(OffenceKind::Http);
+            malformed(site, error);
             Refused { error: HttpError::BadRequest, outcome: Outcome::Refused }
         }
         // It does not hear it, or only by the end of the connection.
@@ -387,6 +393,12 @@ fn of_failure(site: &Site, failure: Failure) -> Refused {
             Refused { error: HttpError::BadRequest, outcome: Outcome::ClientAborted }
         }
     }
+}
+
+/// Content of a request is none.
+fn malformed(site: &Site, error: HeadError) {
+    site.edge().http_counters.count_malformed(error);
+    site.report(OffenceKind::Http);
 }
 
 /// Tells the operator that a backend is down, without a line for each of the requests that want it.

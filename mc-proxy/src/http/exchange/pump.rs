@@ -91,7 +91,11 @@ impl Pump {
                 Stage::Moving => {
                     self.waits_for = End::Sink;
                     if !self.data.is_empty() {
-                        ready!(to.poll_data(cx, &mut self.data, self.is_last)).map_err(failed)?;
+                        let Poll::Ready(taken) = to.poll_data(cx, &mut self.data, self.is_last) else {
+                            from.gather(cx);
+                            return Poll::Pending;
+                        };
+                        taken.map_err(failed)?;
                         if self.is_last {
                             self.stage = Stage::Flushing;
                             continue;
@@ -99,6 +103,9 @@ impl Pump {
                     }
                     turn += 1;
                     if turn > TURN {
+                        // There has been room all the time, and there may still be.
+                        self.waits_for = End::Source;
+                        from.gather(cx);
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }

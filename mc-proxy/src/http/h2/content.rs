@@ -1,13 +1,14 @@
 //! The content of a stream, in both directions and for both roles.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use ::h2::{RecvStream, SendStream};
 use ::http::HeaderMap;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{
     SEND_BUFFER, broken,
@@ -19,10 +20,17 @@ use crate::http::{
     message::{Broken, Part},
 };
 
+/// Payload of fewer bytes is copied when it has to wait.
+const SMALL: usize = 1024;
+
 /// What the peer sends.
 #[derive(Debug)]
 pub struct Incoming {
     stream: RecvStream,
+    /// What was taken from the stream before it was asked for.
+    waiting: VecDeque<Bytes>,
+    /// Behind that, what came in small pieces.
+    small: BytesMut,
     /// Bytes of the last part, for which the peer gets no window before the next one is asked for.
     held: usize,
     max_fields: usize,
@@ -42,7 +50,16 @@ pub struct Outgoing {
 impl Incoming {
     /// `max_fields`: of trailers.
     pub fn new(stream: RecvStream, max_fields: usize) -> Self {
-        Self { stream, held: 0, max_fields, has_ended: false, is_malformed: false, is_response: false }
+        Self {
+            stream,
+            waiting: VecDeque::new(),
+            small: BytesMut::new(),
+            held: 0,
+            max_fields,
+            has_ended: false,
+            is_malformed: false,
+            is_response: false,
+        }
     }
 
     /// The same of a response. A server that has sent all of it may reset the stream with NO_ERROR, as it does not need the rest of
@@ -57,6 +74,10 @@ impl Incoming {
             return Poll::Ready(Ok(None));
         }
         self.release();
+        if let Some(data) = self.next_waiting() {
+            self.held = data.len();
+            return Poll::Ready(Ok(Some(Part::Data(data))));
+        }
         loop {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
@@ -83,7 +104,29 @@ impl Incoming {
 
     /// Whether the last part has been given.
     pub fn is_ended(&self) -> bool {
-        self.has_ended || self.stream.is_end_stream()
+        self.has_ended || (self.waiting.is_empty() && self.small.is_empty() && self.stream.is_end_stream())
+    }
+
+    /// See [`Source::gather`](crate::http::message::Source::gather). In the crate each frame takes some 250 bytes, however short it
+    /// is, and too many of them end the connection. The peer's window stays as it is, and bounds this too.
+    pub fn gather(&mut self, cx: &mut Context<'_>) {
+        if self.has_ended {
+            return;
+        }
+        // Its end, and its failure, are there to be asked for once more.
+        while let Poll::Ready(Some(Ok(data))) = self.stream.poll_data(cx) {
+            if data.len() < SMALL {
+                self.small.extend_from_slice(&data);
+            } else {
+                self.waiting.extend((!self.small.is_empty()).then(|| self.small.split().freeze()));
+                self.waiting.push_back(data);
+            }
+        }
+    }
+
+    fn next_waiting(&mut self) -> Option<Bytes> {
+        let small = &mut self.small;
+        self.waiting.pop_front().or_else(|| (!small.is_empty()).then(|| std::mem::take(small).freeze()))
     }
 
     /// Whether the peer's message is none (RFC 9113 §8.1.1).

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::guard::{Guard, Violation};
-use crate::http::transport::Transport;
+use crate::{http::transport::Transport, net::memory::Charge};
 
 /// What [`Guarded::poll_shutdown`] reads of what still comes, in bytes at a time.
 const DISCARD: usize = 4 * 1024;
@@ -24,6 +24,10 @@ const GATHERED: usize = 32 * 1024;
 
 /// As many at once are not gathered, unless there are others before them.
 const LARGE: usize = 8 * 1024;
+
+/// Bytes that are read before the streams have their turn with them: the crate would go on as long as the peer does, and each
+/// frame waits in it.
+const TURN: usize = 64 * 1024;
 
 /// What passes is shown to a [`Guard`]. Once that has seen too much, nothing more is read; what is written goes on, as the peer is
 /// to be told.
@@ -51,8 +55,12 @@ pub struct Outlet<S> {
 struct Line<S> {
     io: S,
     gathered: BytesMut,
+    /// For the memory in which frames are gathered.
+    charge: Charge,
     /// There is an [`Outlet`].
     is_held: bool,
+    /// Bytes that were read in this turn, which ends when the connection comes to rest.
+    turn: usize,
 }
 
 /// What a [`Guarded`] has seen, for whoever has given it away.
@@ -74,7 +82,13 @@ impl<S> Guarded<S> {
     pub fn new(io: S, guard: Guard, linger: usize) -> (Self, Watch) {
         let state =
             Arc::new(Mutex::new(State { guard, read: 0, written: 0, stalled_since: None, unanswered_since: None }));
-        let line = Arc::new(Mutex::new(Line { io, gathered: BytesMut::new(), is_held: false }));
+        let line = Arc::new(Mutex::new(Line {
+            io,
+            gathered: BytesMut::new(),
+            charge: Charge::default(),
+            is_held: false,
+            turn: 0,
+        }));
         (Self { line, state: Arc::clone(&state), linger, has_shut: false }, Watch(state))
     }
 
@@ -97,6 +111,19 @@ impl<S> Guarded<S> {
         }
         if state.guard.asked() > asked {
             state.unanswered_since.get_or_insert(now);
+        }
+    }
+}
+
+impl<S> Line<S> {
+    fn gather(&mut self, slices: &[IoSlice<'_>], total: usize) {
+        let before = self.gathered.capacity();
+        self.gathered.reserve(total);
+        if self.gathered.capacity() != before {
+            self.charge.force(self.gathered.capacity() as u64);
+        }
+        for slice in slices {
+            self.gathered.extend_from_slice(slice);
         }
     }
 }
@@ -135,10 +162,12 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         lock(&self.line).is_held = true;
     }
 
-    /// Writes what was gathered. While this is pending the connection need not be polled for it: the next poll of either goes on
-    /// with it.
+    /// Writes what was gathered, and lets more be read. While this is pending the connection need not be polled for it: the next
+    /// poll of either goes on with it.
     pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        lock(&self.line).poll_flush(cx, &self.state)
+        let mut line = lock(&self.line);
+        line.turn = 0;
+        line.poll_flush(cx, &self.state)
     }
 
     /// Gives back the memory in which frames are gathered, if there are none.
@@ -146,6 +175,7 @@ impl<S: AsyncWrite + Unpin> Outlet<S> {
         let mut line = lock(&self.line);
         if line.gathered.is_empty() {
             line.gathered = BytesMut::new();
+            line.charge.force(0);
         }
     }
 }
@@ -190,9 +220,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
             return Poll::Pending;
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut lock(&this.line).io).poll_read(cx, buf))?;
-        let mut state = lock(&this.state);
+        let mut line = lock(&this.line);
+        if line.is_held && line.turn >= TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(Pin::new(&mut line.io).poll_read(cx, buf))?;
         let read = buf.filled().get(before..).unwrap_or_default();
+        line.turn += read.len();
+        drop(line);
+        let mut state = lock(&this.state);
         state.read += read.len() as u64;
         state.unanswered_since = None;
         state.guard.received(read, Instant::now());
@@ -229,10 +266,7 @@ impl<S: Transport> AsyncWrite for Guarded<S> {
             lock(&this.state).written += count as u64;
             count
         } else {
-            line.gathered.reserve(total);
-            for slice in slices {
-                line.gathered.extend_from_slice(slice);
-            }
+            line.gather(slices, total);
             total
         };
         drop(line);
@@ -283,4 +317,96 @@ fn note<T>(state: &Mutex<State>, result: &Poll<io::Result<T>>) {
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, os::fd::OwnedFd};
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::net::socket::Socket;
+
+    /// Counts the writes that reach it.
+    struct Counting {
+        socket: Socket,
+        writes: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Transport for Counting {
+        fn socket_mut(&mut self) -> &mut Socket {
+            &mut self.socket
+        }
+    }
+
+    impl AsyncRead for Counting {
+        fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().socket).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counting {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let this = self.get_mut();
+            let written = ready!(Pin::new(&mut this.socket).poll_write(cx, bytes))?;
+            lock(&this.writes).push(written);
+            Poll::Ready(Ok(written))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+        }
+    }
+
+    async fn pair() -> (Counting, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (far, _) = listener.accept().await.unwrap();
+        let socket = Socket::new(OwnedFd::from(near.into_std().unwrap()));
+        (Counting { socket, writes: Arc::default() }, far)
+    }
+
+    #[tokio::test]
+    async fn what_is_flushed_waits_for_the_outlet() {
+        let (io, mut far) = pair().await;
+        let writes = Arc::clone(&io.writes);
+        let (mut guarded, watch) = Guarded::new(io, Guard::of_backends(), 0);
+        let outlet = guarded.outlet();
+        guarded.write_all(b"preface").await.unwrap();
+        guarded.flush().await.unwrap();
+        assert_eq!(*lock(&writes), [7], "nobody polls the outlet yet");
+
+        outlet.hold();
+        for _ in 0..3 {
+            guarded.write_all(&[b'x'; 100]).await.unwrap();
+            guarded.flush().await.unwrap();
+        }
+        assert_eq!(*lock(&writes), [7]);
+        outlet.rest();
+        poll_fn(|cx| outlet.poll_flush(cx)).await.unwrap();
+        assert_eq!(*lock(&writes), [7, 300]);
+        assert_eq!(watch.transferred(), (0, 307));
+        outlet.rest();
+        assert_eq!(lock(&outlet.line).gathered.capacity(), 0);
+
+        // No more than so much waits for it.
+        for _ in 0..2 * GATHERED / 4096 {
+            guarded.write_all(&[b'y'; 4096]).await.unwrap();
+        }
+        assert_eq!(*lock(&writes), [7, 300, GATHERED]);
+        guarded.write_all(b"z").await.unwrap();
+        guarded.shutdown().await.unwrap();
+        let mut all = Vec::new();
+        far.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), 7 + 300 + 2 * GATHERED + 1);
+        assert!(all.ends_with(b"yz"), "what waits leaves before the end");
+    }
 }

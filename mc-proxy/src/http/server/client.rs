@@ -67,11 +67,7 @@ impl<S: Transport> Client<S> {
                     return Poll::Ready(Next::Request(Box::new(head)));
                 }
                 Ok(None) => {}
-                Err(error) => {
-                    // The answer is not to the request before it.
-                    (self.version, self.method) = (Version::HTTP_11, Method::GET);
-                    return Poll::Ready(Next::Malformed(error));
-                }
+                Err(error) => return Poll::Ready(Next::Malformed(error)),
             }
             let has_begun = self.has_begun();
             match self.connection.wire().poll_fill(cx) {
@@ -81,6 +77,11 @@ impl<S: Transport> Client<S> {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// What is answered next is not the request before it, and is no request.
+    pub fn forget_request(&mut self) {
+        (self.version, self.method) = (Version::HTTP_11, Method::GET);
     }
 
     /// Whether a part of the next request has come.

@@ -29,11 +29,12 @@ use crate::{
 /// A client that has sent nothing for so long gets its buffers with its next request.
 const REST: Duration = Duration::from_secs(1);
 
-/// A client that goes on after the last response is not listened to any longer.
-const LINGER: Duration = Duration::from_secs(1);
+/// A client that goes on after the last response, perhaps with content that nobody wants, is not listened to any longer. Behind
+/// that it meets a reset, which may overtake the response.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Nor for more bytes.
-const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// How the wait for a request has ended.
 enum Waited {
@@ -183,6 +184,7 @@ async fn refuse<S: Transport>(
     deadline: &mut Deadline,
     begun_at: Instant,
 ) {
+    client.forget_request();
     client.set_last();
     let seen = Seen::nothing(Version::HTTP_11);
     exchange::refuse(site, client, error, Asked::UNKNOWN, seen, deadline, begun_at).await;

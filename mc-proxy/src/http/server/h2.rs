@@ -57,8 +57,14 @@ const STREAM_CHARGE: u64 = SEND_BUFFER as u64 + STREAM_WINDOW as u64;
 /// A client whose connection ends hears of it, and what it has sent meanwhile is served, as long as a packet may need.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Resets that the crate remembers, so that what comes late for them is not taken for a mistake.
+/// Resets that the crate remembers, so that what comes late for them is not taken for a mistake: for so long, and so many for each
+/// stream that there may be at a time.
 const RESET_MEMORY: Duration = Duration::from_secs(10);
+const RESETS_PER_STREAM: u32 = 4;
+
+/// What short frames of DATA may cost the crate before their streams get round to them, in bytes: 250 for each, less its payload.
+/// Beyond that the connection is ended. A stream that cannot hand its content on [gathers](crate::http::message::Source::gather) it.
+const DATA_BUDGET: usize = 4 * 1024 * 1024;
 
 /// A client that does not hear that it is to go is not listened to any longer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -118,7 +124,8 @@ fn builder(limits: &HttpLimits) -> Builder {
         .max_concurrent_streams(limits.max_concurrent_streams)
         .max_send_buffer_size(SEND_BUFFER)
         .reset_stream_duration(RESET_MEMORY)
-        .max_concurrent_reset_streams(limits.max_concurrent_streams as usize)
+        .data_frame_budget(DATA_BUDGET)
+        .max_concurrent_reset_streams(limits.max_concurrent_streams.saturating_mul(RESETS_PER_STREAM) as usize)
         .max_pending_accept_reset_streams(limits.max_resets as usize)
         .max_local_error_reset_streams(Some(limits.max_resets.saturating_mul(10) as usize))
         .enable_connect_protocol();

@@ -253,6 +253,14 @@ impl Source for Exchanging {
             Self::H2(backend) => backend.is_ended(),
         }
     }
+
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        match self {
+            // What is not asked for stays in the socket.
+            Self::H1(_) => {}
+            Self::H2(backend) => backend.gather(cx),
+        }
+    }
 }
 
 impl Sink for Exchanging {

@@ -87,6 +87,10 @@ impl Source for Stream {
     fn is_ended(&self) -> bool {
         self.incoming.is_ended()
     }
+
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        self.incoming.gather(cx);
+    }
 }
 
 impl Sink for Stream {

@@ -170,6 +170,12 @@ impl Source for Backend {
     fn is_ended(&self) -> bool {
         self.incoming.as_ref().is_some_and(Incoming::is_ended)
     }
+
+    fn gather(&mut self, cx: &mut Context<'_>) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.gather(cx);
+        }
+    }
 }
 
 impl Sink for Backend {
