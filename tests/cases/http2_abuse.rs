@@ -4,7 +4,7 @@
 #[path = "http2_support/mod.rs"]
 mod http2_support;
 
-use std::{io::Write as _, net::SocketAddr};
+use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use mc_proxy_tests::{
@@ -17,7 +17,7 @@ use mc_proxy_tests::{
             hpack, kind,
         },
     },
-    wait::{SOON, until},
+    wait::{SOON, pass, until},
 };
 
 use crate::http2_support::{MAX, besides, edge, goes_on, origin};
@@ -78,7 +78,8 @@ fn made_you_reset_by_a_window() -> Result<()> {
     calmed(RESETS, MANY_RESETS, WERE_RESET, |raw| requests(raw, 21, |stream| update(stream, MAX)))
 }
 
-/// The same by WINDOW_UPDATE of 0, for which the `h2` crate ends the connection at once.
+/// The same by WINDOW_UPDATE of 0, for which the `h2` crate ends the connection at once. No limit counts here, so there is none that
+/// could be raised: the one of resets is as high as in the other cases, and the connection ends nevertheless.
 #[test]
 fn made_you_reset_by_nothing() -> Result<()> {
     let origin = origin()?;
@@ -173,15 +174,15 @@ fn continuations() -> Result<()> {
     })
 }
 
-/// The same for as long as somebody listens, with frames that are full.
+/// The same for as long as somebody listens, with frames that are full. `max_head_bytes` bounds them as well.
 #[test]
 fn continuations_without_end() -> Result<()> {
     let origin = origin()?;
-    let edge = edge(&origin, "")?;
+    let full = frame(kind::CONTINUATION, 0, 1, hpack::field("x-own", "y".repeat(16_000)));
+    let low = edge(&origin, "")?;
     let once = || {
-        let mut raw = Raw::new(&edge)?;
+        let mut raw = Raw::new(&low)?;
         raw.send(frame(kind::HEADERS, flag::END_STREAM, 1, hpack::get("/")))?;
-        let full = frame(kind::CONTINUATION, 0, 1, hpack::field("x-own", "y".repeat(16_000)));
         let mut sent = 0;
         while sent < 1_000 && raw.try_send(&full) {
             sent += 1;
@@ -192,7 +193,22 @@ fn continuations_without_end() -> Result<()> {
         Ok(())
     };
     once()?;
-    besides(&edge, once)
+    besides(&low, once)?;
+    // A block that does end is a request where there is room for it, and is none where there is not.
+    let ends = |edge: &Edge| -> Result<Raw> {
+        let mut raw = Raw::new(edge)?;
+        raw.send(frame(kind::HEADERS, flag::END_STREAM, 1, hpack::get("/")))?;
+        often(&mut raw, 30, &full)?;
+        raw.send(frame(kind::CONTINUATION, flag::END_HEADERS, 1, ""))?;
+        Ok(raw)
+    };
+    let end = ends(&low)?.end()?;
+    ensure!(matches!(end, Some(code::CALM) | None), "the end: {end:?}");
+    let high = edge(&origin, "max_continuations = 1000\nmax_head_bytes = \"1MiB\"")?;
+    ensure!(ends(&high)?.answer(1)? == 200, "something else than the limits has stopped it");
+    let fields = origin.last()?.fields.all("x-own").len();
+    ensure!(fields == 30, "{fields} fields");
+    Ok(())
 }
 
 /// One large entry of the table, and requests that are made of it: a byte each.
@@ -267,27 +283,55 @@ fn huge_heads() -> Result<()> {
 #[test]
 fn who_goes_on_is_banned() -> Result<()> {
     let origin = origin()?;
-    let edge = Plan::to(origin.addr())?
-        .http(RESETS)
-        .listener("proxy_protocol = true\nproxy_trusted = [\"127.0.0.0/8\"]")
-        .section("[firewall.auto_ban]\nafter = 3\nwithin = \"1h\"\nttl = \"1h\"")
-        .start()?;
-    let visit = |client: &str| -> Result<Raw> {
-        let to = "198.51.100.2:443".parse::<SocketAddr>()?;
-        let header = mc_proxy::proxy_header::Header::forwarded(client.parse()?, to);
-        let mut stream = connect(edge.addr)?;
-        stream.write_all(&mc_proxy::proxy_header::write_v2(&header)?)?;
-        Raw::over(&edge, stream)?.begin(&[])
+    let plan = |resets: &str, after: u32| {
+        Plan::to(origin.addr())?
+            .http(resets)
+            .listener("proxy_protocol = true\nproxy_trusted = [\"127.0.0.0/8\"]")
+            .section(&format!("[firewall.auto_ban]\nafter = {after}\nwithin = \"1h\"\nttl = \"1h\""))
+            .start()
     };
+    let low = plan(RESETS, 3)?;
     for port in 1..=3 {
-        let mut raw = visit(&format!("203.0.113.5:{port}"))?;
-        ensure!(raw.ask(1, "/")? == 200);
-        let pair = |stream| [headers(stream, true, hpack::get("/hold")), reset(stream, code::CANCEL)].concat();
-        raw.send((1..=21).flat_map(|at| pair(2 * at + 1)).collect::<Vec<_>>())?;
-        ensure!(raw.end()? == Some(code::CALM));
+        ensure!(abuse(&low, port)?.end()? == Some(code::CALM));
     }
-    until("the ban", SOON, || Ok(visit("203.0.113.5:9").is_err()))?;
-    edge.logs(&["msg=\"banned\"", "203.0.113.5/32"])?;
-    ensure!(visit("203.0.113.6:1")?.ask(1, "/")? == 200, "another client");
+    until("the ban", SOON, || Ok(visit(&low, "203.0.113.5:9").is_err()))?;
+    low.logs(&["msg=\"banned\"", "203.0.113.5/32"])?;
+    ensure!(visit(&low, "203.0.113.6:1")?.ask(1, "/")? == 200, "another client");
+
+    // As many offences are no ban where it takes one more.
+    let high = plan(RESETS, 4)?;
+    for port in 1..=3 {
+        ensure!(abuse(&high, port)?.end()? == Some(code::CALM));
+    }
+    // A ban would need a moment.
+    pass(Duration::from_millis(500));
+    ensure!(abuse(&high, 4)?.end()? == Some(code::CALM), "the three were enough");
+    until("the ban", SOON, || Ok(visit(&high, "203.0.113.5:9").is_err()))?;
+    // Nor is it one where they are no offences.
+    let high = plan(MANY_RESETS, 3)?;
+    for port in 1..=4 {
+        ensure!(goes_on(&mut abuse(&high, port)?)?, "something else than the limit has stopped it");
+    }
+    pass(Duration::from_millis(500));
+    ensure!(visit(&high, "203.0.113.5:9")?.ask(1, "/")? == 200);
+    ensure!(high.daemon.log().matching(&["msg=\"banned\""]).is_empty());
     Ok(())
+}
+
+/// A connection of a client, as a proxy tells of it.
+fn visit(edge: &Edge, client: &str) -> Result<Raw> {
+    let to = "198.51.100.2:443".parse::<SocketAddr>()?;
+    let header = mc_proxy::proxy_header::Header::forwarded(client.parse()?, to);
+    let mut stream = connect(edge.addr)?;
+    stream.write_all(&mc_proxy::proxy_header::write_v2(&header)?)?;
+    Raw::over(edge, stream)?.begin(&[])
+}
+
+/// One that is served, and then has 21 streams reset.
+fn abuse(edge: &Edge, port: u16) -> Result<Raw> {
+    let mut raw = visit(edge, &format!("203.0.113.5:{port}"))?;
+    ensure!(raw.ask(1, "/")? == 200);
+    let pair = |stream| [headers(stream, true, hpack::get("/hold")), reset(stream, code::CANCEL)].concat();
+    raw.send((1..=21).flat_map(|at| pair(2 * at + 1)).collect::<Vec<_>>())?;
+    Ok(raw)
 }
