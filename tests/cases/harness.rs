@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use mc_proxy_tests::{
     backend::Backend,
     bpffs::Bpffs,
-    client::{End, ask, connect, end_of, reset},
+    client::{End, ask, ask_and_stay, connect, reset},
     flood::{Flood, drain},
     hello::Hello,
     privilege::{can_run, missing_for_kernel_plane, missing_for_namespaces},
@@ -40,7 +40,7 @@ fn ends_of_connections_are_told_apart() -> Result<()> {
     ensure!(ask(named.addr(), &hello)? == End::Closed(b"named\n".to_vec()));
     ensure!(received.all() == [hello]);
     let resetting = Backend::start(reset)?;
-    ensure!(end_of(&mut connect(resetting.addr())?)? == End::Reset(Vec::new()));
+    ensure!(ask_and_stay(resetting.addr(), b"")? == End::Reset(Vec::new()));
     let addr = named.addr();
     drop(named);
     ensure!(connect(addr).is_err(), "a dropped backend still listens");

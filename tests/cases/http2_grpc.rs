@@ -50,6 +50,8 @@ struct Echo {
 #[derive(Debug, Default)]
 struct Seen {
     calls: AtomicUsize,
+    /// Of them, those that sleep, from the time on that giving them up shows.
+    sleeping: AtomicUsize,
     has_timeout: AtomicBool,
     /// A call was given up before it had ended.
     dropped: AtomicBool,
@@ -101,6 +103,7 @@ impl Service<::http::Request<Body>> for Echo {
                 "/test.Echo/Sleeps" => {
                     let sleeps = move |_: Request<Message>| {
                         let drops = Drops(Arc::clone(&seen));
+                        seen.sleeping.fetch_add(1, SeqCst);
                         async move {
                             tokio::time::sleep(Duration::from_secs(20)).await;
                             drop(drops);
@@ -178,6 +181,7 @@ fn edge(backend: SocketAddr, lines: &str) -> Result<Edge> {
     Plan::new()?.http(lines).route(HOST, &[backend], "backend_protocol = \"h2\"").start()
 }
 
+#[derive(Clone)]
 struct Client(client::Grpc<Channel>);
 
 impl Client {
@@ -273,19 +277,29 @@ fn deadlines_and_cancellations() -> Result<()> {
         let edge = edge(addr, "")?;
         let mut client = Client::new(&edge).await?;
         let mut request = Request::new(Message::new());
-        request.set_timeout(Duration::from_millis(400));
+        // It counts from here on, and the call has to reach the server before.
+        request.set_timeout(Duration::from_secs(3));
         let begun = Instant::now();
         let failed = soon(client.unary("/test.Echo/Sleeps", request)).await?;
+        let after = begun.elapsed();
         let is = failed.as_ref().err().map(Status::code);
         ensure!(matches!(is, Some(Code::DeadlineExceeded | Code::Cancelled)), "{failed:?}");
-        ensure!(begun.elapsed() < Duration::from_secs(5) && seen.has_timeout.load(SeqCst));
+        ensure!(after < Duration::from_secs(8) && seen.has_timeout.load(SeqCst), "after {after:?}");
         until("the end of the call", SOON, || Ok(seen.dropped.swap(false, SeqCst)))?;
 
-        let calls = seen.calls.load(SeqCst);
-        let call = client.unary("/test.Echo/Sleeps", Request::new(Message::new()));
-        let given_up = tokio::time::timeout(Duration::from_millis(500), call).await;
-        ensure!(given_up.is_err() && seen.calls.load(SeqCst) == calls + 1);
-        until("the end of a call that was given up", SOON, || Ok(seen.dropped.load(SeqCst)))
+        let (calls, sleeping) = (seen.calls.load(SeqCst), seen.sleeping.load(SeqCst));
+        // Its connection stays: it is the call that is given up.
+        let mut other = client.clone();
+        let call = tokio::spawn(async move { other.unary("/test.Echo/Sleeps", Request::new(Message::new())).await });
+        until("the call", SOON, || Ok(seen.sleeping.load(SeqCst) > sleeping))?;
+        ensure!(!call.is_finished() && !seen.dropped.load(SeqCst), "it has ended by itself");
+        call.abort();
+        ensure!(call.await.is_err_and(|error| error.is_cancelled()));
+        ensure!(seen.calls.load(SeqCst) == calls + 1);
+        until("the end of a call that was given up", SOON, || Ok(seen.dropped.load(SeqCst)))?;
+        let response = soon(client.unary("/test.Echo/Unary", Request::new(bytes(10)))).await??;
+        ensure!(response.into_inner() == bytes(10));
+        Ok(())
     })
 }
 
@@ -318,7 +332,7 @@ fn limits_in_the_words_of_grpc() -> Result<()> {
         let (addr, _) = serve().await?;
         let edge = Plan::new()?
             .http("max_body_bytes = 1000")
-            .section("[proxy]\nidle_timeout = \"700ms\"")
+            .section("[proxy]\nidle_timeout = \"2s\"")
             .route(HOST, &[addr], "backend_protocol = \"h2\"")
             .start()?;
         let mut client = Client::new(&edge).await?;

@@ -138,7 +138,7 @@ fn over_h2(edge: &Edge) -> Result<()> {
 #[test]
 fn h2_to_http1() -> Result<()> {
     let origin = Origin::new(http1)?;
-    let edge = Edge::to(origin.addr(), "response_timeout = \"1s\"\nbody_timeout = \"1s\"")?;
+    let edge = Edge::to(origin.addr(), "response_timeout = \"3s\"\nbody_timeout = \"3s\"")?;
     over_h2(&edge)?;
     ensure!(origin.accepts() == 2);
     Ok(())

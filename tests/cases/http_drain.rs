@@ -2,6 +2,10 @@
 
 use std::{
     net::TcpStream,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
@@ -12,14 +16,16 @@ use mc_proxy_tests::{
 };
 use rustix::process::Signal;
 
-/// A backend whose answers to `/slow` take a while, and come in two parts.
-fn origin() -> Result<Origin> {
-    Origin::new(|conn| {
+/// A backend whose answers to `/slow` come in two parts, each when it is told to go on.
+fn origin(parts: &Arc<AtomicUsize>) -> Result<Origin> {
+    let parts = Arc::clone(parts);
+    let part = move |number| until("the word to go on", SOON, || Ok(parts.load(SeqCst) >= number));
+    Origin::new(move |conn| {
         while let Some(request) = conn.request()? {
             if request.line.contains("/slow") {
-                pass(Duration::from_millis(600));
+                part(1)?;
                 conn.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfirst")?;
-                pass(Duration::from_millis(300));
+                part(2)?;
                 conn.send("later")?;
             } else {
                 conn.send(ok(&request.body))?;
@@ -45,7 +51,8 @@ fn ends(mut edge: Edge, limit: Duration) -> Result<()> {
 
 #[test]
 fn requests_in_flight_are_served() -> Result<()> {
-    let origin = origin()?;
+    let parts = Arc::new(AtomicUsize::new(0));
+    let origin = origin(&parts)?;
     let edge = Edge::to(origin.addr(), "")?;
     let mut idle = edge.client()?;
     idle.ask(get("/"))?.expect(200)?;
@@ -58,7 +65,9 @@ fn requests_in_flight_are_served() -> Result<()> {
     half.send("GET / HTTP/1.1\r\nHo")?;
     let mut upload = edge.client()?;
     upload.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 6\r\n\r\nabc"))?;
-    pass(Duration::from_millis(100));
+    until("the head of the upload", SOON, || Ok(origin.accepts() >= 2))?;
+    // The daemon reads what has come before it hears of its end.
+    pass(Duration::from_millis(500));
     let begun = Instant::now();
     begin(&edge)?;
     ensure!(idle.end()? == Ended::Closed && silent.end()? == Ended::Closed);
@@ -66,6 +75,7 @@ fn requests_in_flight_are_served() -> Result<()> {
 
     half.send(format!("st: {HOST}\r\n\r\n"))?;
     upload.send("def")?;
+    parts.store(2, SeqCst);
     for (client, text) in [(&mut slow, "firstlater"), (&mut half, ""), (&mut upload, "abcdef")] {
         let response = client.response()?.expect(200)?;
         ensure!(response.text() == text && response.field("connection") == Some("close"), "{response:?}");
@@ -78,12 +88,14 @@ fn requests_in_flight_are_served() -> Result<()> {
 /// A response that has begun already cannot say that the connection ends, but it does.
 #[test]
 fn a_response_that_has_begun() -> Result<()> {
-    let origin = origin()?;
+    let parts = Arc::new(AtomicUsize::new(1));
+    let origin = origin(&parts)?;
     let edge = Edge::to(origin.addr(), "")?;
     let mut client = edge.client()?;
     client.send(get("/slow"))?;
     client.head_of("GET")?;
-    edge.daemon.signal(Signal::TERM)?;
+    begin(&edge)?;
+    parts.store(2, SeqCst);
     ensure!(client.exactly(10)? == b"firstlater");
     ensure!(client.end()? == Ended::Closed);
     ends(edge, Duration::from_secs(5))
@@ -91,16 +103,20 @@ fn a_response_that_has_begun() -> Result<()> {
 
 #[test]
 fn errors_tell_it_too() -> Result<()> {
-    let origin = Origin::new(|conn| {
-        conn.request()?;
-        pass(Duration::from_millis(500));
-        Ok(())
+    let goes_on = Arc::new(AtomicBool::new(false));
+    let origin = Origin::new({
+        let goes_on = Arc::clone(&goes_on);
+        move |conn| {
+            conn.request()?;
+            until("the word to go on", SOON, || Ok(goes_on.load(SeqCst)))
+        }
     })?;
     let edge = Edge::to(origin.addr(), "")?;
     let mut client = edge.client()?;
     client.send(get("/"))?;
     origin.wait_for(1)?;
     begin(&edge)?;
+    goes_on.store(true, SeqCst);
     let response = client.response()?.expect(502)?;
     ensure!(response.field("connection") == Some("close"), "{response:?}");
     ensure!(client.end()? == Ended::Closed);

@@ -24,7 +24,7 @@ impl Site {
         })?;
         let policy = "[[listeners.routes.l7_policies]]\ntype = \"require_header\"\nvalue = \"X-Key\"";
         let edge = Plan::new()?
-            .http("response_timeout = \"400ms\"\nmax_body_bytes = 10")
+            .http("response_timeout = \"1s\"\nmax_body_bytes = 10")
             .route(HOST, &[loopback()], "")
             .route("silent.example.com", &[silent.addr()], "")
             .route("policy.example.com", &[silent.addr()], policy)

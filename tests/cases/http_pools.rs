@@ -1,7 +1,7 @@
 //! Connections to backends: used again, replaced when they have become stale, limited, and told apart when they fail.
 
 use std::{
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -57,15 +57,24 @@ fn clients_share_connections() -> Result<()> {
 #[test]
 fn a_connection_that_the_backend_has_closed_is_replaced() -> Result<()> {
     // It closes each connection after its first response, without having said so.
-    let origin = Origin::new(|conn| {
-        conn.request()?;
-        conn.send(ok(conn.number.to_string()))
+    let closed = Arc::new(AtomicUsize::new(0));
+    let origin = Origin::new({
+        let closed = Arc::clone(&closed);
+        move |conn| {
+            conn.request()?;
+            conn.send(ok(conn.number.to_string()))?;
+            conn.socket().shutdown(Shutdown::Both)?;
+            closed.fetch_add(1, SeqCst);
+            Ok(())
+        }
     })?;
     let edge = Edge::to(origin.addr(), "")?;
     let mut client = edge.client()?;
     for number in 0..10 {
         let request = if number % 2 == 0 { get("/") } else { request("POST", "Content-Length: 2\r\n\r\nhi") };
         ensure!(client.ask(request)?.expect(200)?.text() == number.to_string());
+        // The next request comes after that, and is not the one that is sent again.
+        until("the end of the connection", SOON, || Ok(closed.load(SeqCst) == number + 1))?;
         pass(Duration::from_millis(20));
     }
     Ok(())
@@ -136,8 +145,8 @@ fn unused_connections_are_closed() -> Result<()> {
     })?;
     let edge = Edge::to(origin.addr(), "pool_idle_timeout = \"600ms\"")?;
     let mut client = edge.client()?;
-    client.ask(get("/"))?.expect(200)?;
     let begun = Instant::now();
+    client.ask(get("/"))?.expect(200)?;
     until("the end of an unused connection", SOON, || Ok(ended.load(SeqCst) == 1))?;
     ensure!((500..4_000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     client.ask(get("/"))?.expect(200)?;
@@ -154,11 +163,18 @@ fn unused_connections_are_closed() -> Result<()> {
 
 #[test]
 fn so_many_connections_and_no_more() -> Result<()> {
-    let origin = Origin::answering(|request| {
-        if request.line.contains("/slow") {
-            pass(Duration::from_millis(700));
+    let goes_on = Arc::new(AtomicBool::new(false));
+    let origin = Origin::new({
+        let goes_on = Arc::clone(&goes_on);
+        move |conn| {
+            while let Some(request) = conn.request()? {
+                if request.line.contains("/slow") {
+                    until("the word to go on", SOON, || Ok(goes_on.load(SeqCst)))?;
+                }
+                conn.send(ok(&request.line))?;
+            }
+            Ok(())
         }
-        ok(&request.line)
     })?;
     let edge = Edge::to(origin.addr(), "max_backend_connections = 1")?;
     let mut slow = edge.client()?;
@@ -168,9 +184,10 @@ fn so_many_connections_and_no_more() -> Result<()> {
     let response = client.ask(get("/"))?.expect(503)?;
     ensure!(response.text().starts_with("503 Service Unavailable\nrequest id: "), "{response:?}");
     ensure!(response.field("x-request-id").is_some_and(|id| id.len() == 32), "{response:?}");
+    goes_on.store(true, SeqCst);
     slow.response()?.expect(200)?;
-    pass(Duration::from_millis(50));
-    client.ask(get("/"))?.expect(200)?;
+    // The response is out a little before the connection is back.
+    until("a free connection", SOON, || Ok(client.ask(get("/"))?.status == 200))?;
     ensure!(origin.accepts() == 1, "it is used again, also by another worker's client");
     Ok(())
 }

@@ -314,17 +314,17 @@ fn a_successor_that_is_killed_leaves_the_place_to_the_daemon_that_runs() -> Resu
 fn quiet_connections_are_told_and_a_line_sums_up() -> Result<()> {
     let echo = Backend::start(echo)?;
     let proxy = loopback();
-    let edge = Installation::new(&body(proxy, &[("echo.example.com", echo.addr())], "6s"))?;
+    let edge = Installation::new(&body(proxy, &[("echo.example.com", echo.addr())], "9s"))?;
     let mut daemon = edge.start()?;
     let mut quiet = established(proxy)?;
     let mut busy = established(proxy)?;
     let mut deaf = established(proxy)?;
     daemon.signal(Signal::TERM)?;
     let begun = Instant::now();
-    // After two seconds: a third of the timeout.
+    // After three seconds: a third of the timeout.
     let talk = thread::spawn(move || -> Result<Duration> {
-        // Told two seconds after its last byte, which leaves one before the end of all.
-        while begun.elapsed() < Duration::from_secs(3) {
+        // Told three seconds after its last byte, which leaves two before the end of all.
+        while begun.elapsed() < Duration::from_secs(4) {
             ensure!(exchange(&mut busy, b"x")? == b"x");
             pass(Duration::from_millis(100));
         }
@@ -332,12 +332,12 @@ fn quiet_connections_are_told_and_a_line_sums_up() -> Result<()> {
         Ok(begun.elapsed())
     });
     ensure!(end_of(&mut quiet)? == End::Closed(Vec::new()), "not told");
-    ensure!(begun.elapsed() < Duration::from_secs(5), "told after {:?}", begun.elapsed());
+    ensure!(begun.elapsed() < Duration::from_secs(7), "told after {:?}", begun.elapsed());
     drop(quiet);
     // Told as well, and never ends.
     ensure!(end_of(&mut deaf)? == End::Closed(Vec::new()), "not told");
     let told_after = talk.join().ok().context("the client has panicked")??;
-    ensure!(told_after >= Duration::from_secs(3), "cut while it talked, after {told_after:?}");
+    ensure!(told_after >= Duration::from_secs(4), "cut while it talked, after {told_after:?}");
     let status = daemon.wait(SOON)?;
     ensure!(status.success(), "{status}");
     let line = daemon.log().wait_for(&["drained connections"], SOON)?;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use mc_proxy_tests::{
     backend::{Backend, echo, limit},
     bytes,
-    client::{End, ask, ask_from, connect, connect_from, end_of, exchange, reset},
+    client::{End, ask, ask_and_stay, ask_from, connect, connect_from, end_of, exchange, reset},
     config::loopback,
     daemon::{Daemon, Installation},
     hello::Hello,
@@ -179,7 +179,7 @@ fn a_backend_that_is_silent_is_given_up_at_the_deadline() -> Result<()> {
     let (silent, _queued) = silent()?;
     let edge = Edge::new(&quoted(silent.local_addr()?), "", "[proxy]\nconnect_timeout = \"300ms\"")?;
     let begin = Instant::now();
-    ensure!(end_of(&mut connect(edge.proxy)?)? == End::Reset(Vec::new()));
+    ensure!(ask_and_stay(edge.proxy, b"")? == End::Reset(Vec::new()));
     ensure!(begin.elapsed() < SOON, "after {:?}", begin.elapsed());
     edge.daemon.log().wait_for(&["level=WARN", "dial failed", "no answer within 300ms"], SOON)?;
     Ok(())

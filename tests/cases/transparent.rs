@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use mc_proxy_proto::v1::{AddRouteRequest, Route};
 use mc_proxy_tests::{
     backend::Backend,
-    client::{End, ask, connect, end_of},
+    client::{End, ask, connect, end_of, is_reset},
     daemon::Installation,
     hello::Hello,
     privilege::{can_run, find_program, missing_for_namespaces},
@@ -242,8 +242,12 @@ fn other_families_and_ports_in_use_are_refused_by_name() -> Result<()> {
     let end = net.client.namespace.run(|| -> Result<_> {
         let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None)?;
         socket.bind(&SocketAddr::new(net.client.v6, port).into())?;
-        socket.connect_timeout(&edge_addr(&net, false).into(), SOON)?;
-        end_of(&mut TcpStream::from(socket))
+        match socket.connect_timeout(&edge_addr(&net, false).into(), SOON) {
+            Ok(()) => end_of(&mut TcpStream::from(socket)),
+            // The refusal may come before this has returned.
+            Err(error) if is_reset(&error) => Ok(End::Reset(Vec::new())),
+            Err(error) => Err(error).context("connecting"),
+        }
     })??;
     ensure!(end == End::Reset(Vec::new()), "{end:?}");
     daemon.log().wait_for(&["reason=transparent_in_use"], SOON)?;

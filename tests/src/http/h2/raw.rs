@@ -127,8 +127,8 @@ impl Raw {
         }
     }
 
-    /// The next frame that is an event, after what a good client would do about the others: SETTINGS are acknowledged, and
-    /// GOAWAY without an error is remembered.
+    /// The next frame that is an event, after what a good client would do about the others: SETTINGS are acknowledged, PING is
+    /// answered, and GOAWAY without an error is remembered.
     pub fn event(&mut self) -> Result<Event> {
         loop {
             let Some(next) = self.frame()? else { return Ok(Event::Closed) };
@@ -149,6 +149,8 @@ impl Raw {
                 },
                 kind::DATA if next.ends() => return Ok(Event::Ended(next.stream)),
                 kind::PING if next.has(flag::ACK) => return Ok(Event::Pong),
+                // It follows the first GOAWAY of a server that wants to know when the client has heard of it.
+                kind::PING => self.send(frame(kind::PING, flag::ACK, 0, &next.payload))?,
                 kind::SETTINGS if next.has(flag::ACK) => return Ok(Event::Acknowledged),
                 kind::SETTINGS => self.send(frame(kind::SETTINGS, flag::ACK, 0, ""))?,
                 _ => {}
