@@ -47,6 +47,11 @@ const STREAMS_MAX: u32 = 100;
 /// A connection on which something was sent, and nothing has come for so long, gets no more requests.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// Streams given up that are remembered, and for how long: what the backend has on its way for them is passed over. Clients may
+/// give up all streams of a connection several times before the backend hears of the first.
+const RESET_STREAMS_MAX: usize = 8 * STREAMS_MAX as usize;
+const RESET_MEMORY: Duration = Duration::from_secs(10);
+
 /// All streams may have their windows full: a client that does not take its response holds up nobody else's. In bytes.
 const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
 
@@ -100,6 +105,10 @@ impl Handle {
             .max_header_list_size(u32::try_from(heads.head_bytes).unwrap_or(u32::MAX))
             .max_concurrent_streams(0)
             .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+            .reset_stream_duration(RESET_MEMORY)
+            // What comes for a stream that was forgotten is answered, and no reason to end those of other clients.
+            .max_local_error_reset_streams(None)
             // What clients do not take is no fault of the backend's.
             .data_frame_budget(usize::MAX)
             .handshake(io);

@@ -221,6 +221,41 @@ async fn what_is_dropped_is_reset() {
     assert!(handle.has_room());
 }
 
+/// A frame (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// What comes late for streams that were given up, however much of it, does not end the connection under the others.
+#[tokio::test]
+async fn what_comes_for_streams_that_were_given_up() {
+    const GIVEN_UP: u32 = 3_000;
+    let (io, mut far) = pair().await;
+    let limits = HttpLimits::default();
+    far.write_all(&frame(4, 0, 0, b"")).await.unwrap();
+    let handle = soon(Handle::open(io, &limits, place())).await.unwrap();
+    let mut kept = soon(handle.clone().send(&request(Method::GET, Content::None))).await.unwrap();
+    for _ in 0..GIVEN_UP {
+        let backend = soon(handle.clone().send(&request(Method::GET, Content::None))).await.unwrap();
+        tokio::task::yield_now().await;
+        drop(backend);
+    }
+    let (mut read, mut write) = far.into_split();
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+    // The status 200 (RFC 7541 §A), and DATA that is on its way. The first stream is the one that is kept.
+    let late = (1..=GIVEN_UP).map(|number| 2 * number + 1);
+    let late = late.flat_map(|stream| [frame(1, 4, stream, &[0x88]), frame(0, 0, stream, &[0; 20]).repeat(10)]);
+    let late = late.flatten().collect::<Vec<_>>();
+    soon(write.write_all(&late)).await.unwrap();
+    write.write_all(&[frame(1, 4, 1, &[0x88]), frame(0, 1, 1, b"all")].concat()).await.unwrap();
+    assert_eq!(answer(&mut kept).await.unwrap().status, StatusCode::OK);
+    assert_eq!(data(&mut kept).await, "all");
+    assert!(!handle.is_closed());
+    drop((kept, handle, write));
+    let _ = soon(reading).await;
+}
+
 #[tokio::test]
 async fn a_connection_ends_with_its_last_handle() {
     let (handle, mut server) = open(&server::Builder::new()).await;
