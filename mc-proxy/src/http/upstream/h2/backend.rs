@@ -113,11 +113,12 @@ impl Backend {
             return Err(Broken::Protocol);
         }
         let has_ended = body.is_end_stream();
-        self.incoming = Some(Incoming::of_response(body, self.max_fields));
+        let incoming = self.incoming.insert(Incoming::new(body, self.max_fields));
         if let Some(tunnel) = self.tunnel.take()
             && status.is_success()
         {
             self.is_tunnel = true;
+            incoming.set_tunnel();
             // RFC 8441 §5.
             headers.remove(header::CONTENT_LENGTH);
             headers.remove(websocket::ACCEPT);

@@ -210,6 +210,32 @@ async fn how_streams_fail() {
     assert!(handle.is_closed() && handle.send(&request(Method::GET, Content::None)).await.is_err());
 }
 
+/// NO_ERROR is no end: behind all of a response it changes nothing, in the middle of one the rest is missing.
+#[tokio::test]
+async fn a_reset_without_an_error() {
+    for is_whole in [true, false] {
+        let (handle, server) = open(&server::Builder::new()).await;
+        let mut backend = handle.send(&request(Method::POST, Content::Parts)).await.unwrap();
+        let (_got, mut respond) = accept(server).await;
+        let mut send = respond.send_response(response(200), false).unwrap();
+        assert_eq!(answer(&mut backend).await.unwrap().content, Content::Parts);
+        send.send_data(Bytes::from_static(b"some"), is_whole).unwrap();
+        assert_eq!(data(&mut backend).await, "some");
+        send.send_reset(Reason::NO_ERROR);
+        soon(async {
+            while poll_fn(|cx| backend.poll_flush(cx)).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        match part(&mut backend).await {
+            Ok(None) => assert!(is_whole && backend.is_ended()),
+            Err(broken) => assert!(!is_whole && broken == Broken::Reset && !backend.is_ended()),
+            Ok(Some(part)) => panic!("{part:?}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_is_dropped_is_reset() {
     let (handle, server) = open(server::Builder::new().max_concurrent_streams(1)).await;

@@ -1,0 +1,72 @@
+//! Connections of HTTP/2 to backends, which many requests share: what one of them does or suffers is not the others'.
+
+use std::{fs, path::PathBuf};
+
+use ::http::{Method, Response};
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use mc_proxy_tests::{
+    http::{
+        Ended, HOST, Plan,
+        h2::{
+            Good, H2Origin, Incoming,
+            good::{request, run, soon},
+        },
+    },
+    wait::{SOON, until},
+};
+
+/// A plan for routes to backends of HTTP/2, and where its records are.
+fn plan(http: &str) -> Result<(Plan, PathBuf)> {
+    let plan = Plan::new()?;
+    let path = plan.file("access.log");
+    // `[log]` is there already; the key goes on in it.
+    Ok((plan.section(&format!("access = \"{}\"", path.display())).http(http), path))
+}
+
+/// The next piece of content, of a response that is not at its end.
+async fn piece(body: &mut RecvStream) -> Result<Bytes> {
+    let data = soon(body.data()).await?.context("an end")??;
+    body.flow_control().release_capacity(data.len())?;
+    Ok(data)
+}
+
+/// A response of which half has come is not whole because its stream was reset without an error.
+#[test]
+fn half_a_response() -> Result<()> {
+    let origin = H2Origin::new(async |mut incoming: Incoming| {
+        let mut send = incoming.respond.send_response(Response::new(()), false)?;
+        send.send_data(Bytes::from_static(b"half"), false)?;
+        // The client has it, and says so.
+        incoming.request.into_body().data().await.context("no content")??;
+        send.send_reset(Reason::NO_ERROR);
+        Ok(())
+    })?;
+    let (plan, records) = plan("")?;
+    let edge = plan.route(HOST, &[origin.addr()], "backend_protocol = \"h2\"").start()?;
+    let failed = |count: usize| {
+        until("records of what failed", SOON, || {
+            let text = fs::read_to_string(&records)?;
+            Ok(text.matches("\"outcome\":\"backend_failed\"").count() == count)
+        })
+    };
+    run(async {
+        let good = Good::new(&edge).await?;
+        let (response, mut send) = good.begin(request(Method::POST, "/"), false).await?;
+        let mut body = soon(response).await??.into_body();
+        ensure!(piece(&mut body).await? == "half");
+        send.send_data(Bytes::from_static(b"go"), false)?;
+        let error = soon(body.data()).await?.context("a whole response")?.err().context("more content")?;
+        ensure!(error.is_reset() && error.reason() != Some(Reason::NO_ERROR), "{error}");
+        Ok(())
+    })?;
+    failed(1)?;
+    let mut client = edge.client()?;
+    client.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n"))?;
+    client.head_of("POST")?;
+    ensure!(client.exactly(9)? == b"4\r\nhalf\r\n");
+    client.send("2\r\ngo\r\n")?;
+    ensure!(client.end()? == Ended::Reset, "the client takes it for all of the response");
+    failed(2)
+}
