@@ -1,11 +1,15 @@
 //! A backend that is spoken to in HTTP/1.1.
 
-use std::task::{Context, Poll, Waker, ready};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::{Context, Poll, Waker, ready},
+};
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use tokio::{
-    task::coop::has_budget_remaining,
+    task::coop::unconstrained,
     time::{Duration, Instant},
 };
 
@@ -117,8 +121,9 @@ impl Backend {
     /// Whether the backend has neither ended the connection nor said anything unasked since it was last used. No system call
     /// is made where the reactor has heard nothing.
     pub(super) fn is_fresh(&mut self) -> bool {
-        // Without budget the reactor says of every socket that there is nothing.
-        has_budget_remaining() && self.connection.wire().poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+        // A task that has used up its budget would learn nothing of any socket.
+        let check = pin!(unconstrained(poll_fn(|cx| self.connection.wire().poll_fill(cx))));
+        check.poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Is no longer charged to this worker.

@@ -235,3 +235,6 @@ impl Drop for Open {
 fn lock(part: &Mutex<Kept>) -> std::sync::MutexGuard<'_, Kept> {
     part.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
