@@ -123,6 +123,60 @@ fn a_backend_that_closes_at_once() -> Result<()> {
     Ok(())
 }
 
+/// What a backend sends where there is no content, at once or later, is nobody's response.
+#[test]
+fn content_where_there_is_none() -> Result<()> {
+    const LATE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong";
+    let origin = Origin::new(|conn| {
+        while let Some(request) = conn.request()? {
+            let head = match request.line.split(' ').nth(1) {
+                Some("/length") => "HTTP/1.1 204 No Content\r\nContent-Length: 43\r\n\r\n",
+                Some("/coding") => "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Some("/early") => {
+                    "HTTP/1.1 103 Early Hints\r\nContent-Length: 43\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"
+                }
+                Some("/304") => "HTTP/1.1 304 Not Modified\r\nContent-Length: 43\r\n\r\n",
+                Some("/204") => "HTTP/1.1 204 No Content\r\n\r\n",
+                Some("/0") => "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+                _ if request.line.starts_with("HEAD") => "HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n",
+                _ => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright",
+            };
+            conn.send(head)?;
+            if request.fields.get("x-late").is_some() {
+                pass(Duration::from_millis(30));
+                conn.send(LATE)?;
+            }
+        }
+        Ok(())
+    })?;
+    let edge = Edge::to(origin.addr(), "")?;
+    let mut client = edge.client()?;
+    // Whether there is something more to say, and whether the connection may be used again.
+    for (method, path, is_late, is_used_again) in [
+        ("GET", "/204", false, true),
+        ("GET", "/0", false, true),
+        ("GET", "/304", false, true),
+        ("HEAD", "/", false, true),
+        ("GET", "/length", false, false),
+        ("GET", "/coding", false, false),
+        ("GET", "/early", false, false),
+        ("GET", "/204", true, false),
+        ("GET", "/304", true, false),
+        ("HEAD", "/", true, false),
+    ] {
+        let late = if is_late { "X-Late: 1\r\n" } else { "" };
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: {HOST}\r\n{late}\r\n"))?;
+        while client.response_to(method)?.status < 200 {}
+        let first = origin.last()?.connection;
+        pass(Duration::from_millis(80));
+        let response = client.ask(get("/right"))?.expect(200)?;
+        ensure!(response.text() == "right", "{method} {path}, {is_late}: {response:?}");
+        let is_same = origin.last()?.connection == first;
+        ensure!(is_same == is_used_again, "{method} {path}, {is_late}: used again: {is_same}");
+    }
+    Ok(())
+}
+
 #[test]
 fn unused_connections_are_closed() -> Result<()> {
     let ended = Arc::new(AtomicUsize::new(0));

@@ -1,31 +1,40 @@
 //! Pools of connections over real sockets.
 
 use std::{
-    future::Future as _,
+    future::{Future as _, poll_fn},
+    io::Write as _,
+    net::{TcpListener, TcpStream},
     os::fd::OwnedFd,
     pin::pin,
     task::{Context, Waker},
 };
 
+use ::http::{HeaderMap, HeaderValue, Method, Version};
 use tokio::{
-    net::{TcpListener, TcpStream},
     task::coop::{consume_budget, has_budget_remaining},
 };
 
 use super::*;
 use crate::{
-    http::{h1::HeadLimits, limits::HttpLimits, upstream::io::Io},
+    http::{
+        authority::Authority,
+        h1::{HeadLimits, Target},
+        limits::HttpLimits,
+        message::{Content, Request, Sink as _, Upstream as _},
+        upstream::io::Io,
+    },
     net::socket::Socket,
 };
 
 const LONG: Duration = Duration::from_secs(60);
 
 /// An unused connection to backend 0, and its other end.
-async fn kept(idle: &Arc<Idle>) -> (h1::Backend, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (near, _) = listener.accept().await.unwrap();
-    let io = Io::Plain(Socket::new(OwnedFd::from(near.into_std().unwrap())));
+fn connected(idle: &Arc<Idle>) -> (h1::Backend, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (near, _) = listener.accept().unwrap();
+    near.set_nonblocking(true).unwrap();
+    let io = Io::Plain(Socket::new(OwnedFd::from(near)));
     let limits = HeadLimits::of_responses(&HttpLimits::default());
     (h1::Backend::new(io, limits, idle.open(0, 0).unwrap()), far)
 }
@@ -43,7 +52,7 @@ async fn a_task_without_budget() {
     let idle = Idle::new(1);
     let mut far = Vec::new();
     for _ in 0..3 {
-        let (backend, end) = kept(&idle).await;
+        let (backend, end) = connected(&idle);
         idle.keep_h1(backend, 3);
         far.push(end);
     }
@@ -58,4 +67,39 @@ async fn a_task_without_budget() {
     tokio::task::yield_now().await;
     use_budget();
     assert!(idle.take_h1(0, LONG).is_none());
+}
+
+fn request(method: Method) -> Request {
+    Request {
+        method,
+        target: Target::Asterisk,
+        authority: Authority::parse(b"a.example").unwrap(),
+        host: HeaderValue::from_static("a.example"),
+        version: Version::HTTP_11,
+        headers: HeaderMap::new(),
+        content: Content::None,
+        expects_continue: false,
+        upgrade: None,
+    }
+}
+
+/// Behind a response without content the kernel is asked: the reactor may not have heard yet of what came behind it.
+#[tokio::test]
+async fn what_the_reactor_has_not_heard_of() {
+    for (response, is_suspect) in [
+        ("HTTP/1.1 204 No Content\r\n\r\n", true),
+        ("HTTP/1.1 304 Not Modified\r\nContent-Length: 2\r\n\r\n", true),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false),
+    ] {
+        let (mut backend, mut far) = connected(&Idle::new(1));
+        backend.send(&request(Method::OPTIONS), 0);
+        poll_fn(|cx| backend.poll_flush(cx)).await.unwrap();
+        far.write_all(response.as_bytes()).unwrap();
+        poll_fn(|cx| backend.poll_answer(cx)).await.unwrap();
+        assert!(backend.is_reusable() && backend.is_fresh(), "{response}");
+        far.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        assert_eq!(backend.is_fresh(), !is_suspect, "{response}");
+        tokio::task::yield_now().await;
+        assert!(!backend.is_fresh(), "{response}");
+    }
 }
