@@ -256,6 +256,24 @@ fn several_backends() -> Result<()> {
     Ok(())
 }
 
+/// Routes that are asked by turns have each of their backends, whatever the others are asked meanwhile.
+#[test]
+fn routes_have_their_own_turns() -> Result<()> {
+    let backends = (0..4).map(|_| Origin::telling()).collect::<Result<Vec<_>>>()?;
+    let addrs = backends.iter().map(Origin::addr).collect::<Vec<_>>();
+    let other = "other.example.com";
+    let edge = Plan::new()?.route(HOST, &addrs[..2], "").route(other, &addrs[2..], "").start()?;
+    for turn in 1..10 {
+        // Clients of any worker.
+        edge.ask(get("/"))?.expect(200)?;
+        edge.client_of(other)?.ask(format!("GET / HTTP/1.1\r\nHost: {other}\r\n\r\n"))?.expect(200)?;
+        let counts = backends.iter().map(|backend| backend.requests().len()).collect::<Vec<_>>();
+        let (first, second) = (turn - turn / 2, turn / 2);
+        ensure!(counts == [first, second, first, second], "turn {turn}: {counts:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_backend_that_is_down() -> Result<()> {
     let addr = loopback();

@@ -8,7 +8,6 @@ pub mod pool;
 pub mod tls;
 
 use std::{
-    cell::Cell,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -27,7 +26,7 @@ use super::{
 use crate::{
     conn::Announced,
     desired::Target,
-    net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, transparent},
+    net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, rotation::Rotation, transparent},
     tls::{ServerName, certs::Roots},
 };
 
@@ -37,6 +36,7 @@ pub struct Backends {
     target: Target,
     tls: ClientTls,
     idle: Arc<Idle>,
+    rotation: Rotation,
 }
 
 /// What a connection is wanted for.
@@ -98,16 +98,13 @@ pub enum Exchanging {
     H2(Box<h2::Backend>),
 }
 
-thread_local! {
-    static ROTATION: Cell<usize> = const { Cell::new(0) };
-}
-
 impl Backends {
     /// Those of a target. `hostname`: of its route, if that is for one alone. `authorities`: what is in the file that its
     /// `backend_ca` names. Blocks when the system's are needed and have not been read yet.
     pub fn new(target: &Target, hostname: Option<&ServerName>, authorities: Option<Roots>) -> Arc<Self> {
         let idle = Idle::new(target.backends.len());
-        Arc::new(Self { target: target.clone(), tls: ClientTls::of(target, hostname, authorities), idle })
+        let tls = ClientTls::of(target, hostname, authorities);
+        Arc::new(Self { target: target.clone(), tls, idle, rotation: Rotation::default() })
     }
 
     /// Whether connections to them are what those of `target` would be, on the same route and with these authorities.
@@ -150,11 +147,11 @@ impl Backends {
     pub async fn connect(&self, wanted: &Wanted<'_>) -> Result<Connected, (ConnectError, Option<&BackendAddr>)> {
         let idle = wanted.own.unwrap_or(&self.idle);
         let count = self.target.backends.len();
-        let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
+        let start = self.rotation.next(count);
         let mut last = (ConnectError::None, None);
         // A request does not wait for each of many that are down.
         let give_up_at = Instant::now() + 2 * wanted.terms.connect_timeout;
-        for place in (0..count).map(|offset| start.wrapping_add(offset) % count) {
+        for place in (0..count).map(|offset| (start + offset) % count) {
             let Some(backend) = self.target.backends.get(place) else { continue };
             if self.target.transparent && !transparent::is_possible(wanted.client, backend) {
                 last = (ConnectError::OtherFamily, Some(backend));
