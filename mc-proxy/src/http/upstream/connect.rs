@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{Backends, Kind, Wanted, h1, h2, io::Io, pool::Idle, tls::TlsError};
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
         transparent::TransparentError,
     },
 };
+
+/// A connection of HTTP/2 that was made so recently is as good as a new one: requests whose connection has failed share the next.
+pub(super) const RECENT: Duration = Duration::from_secs(1);
 
 /// Why there is no connection to a backend.
 #[derive(Debug, thiserror::Error)]
@@ -62,9 +65,10 @@ impl Spoken {
         }
     }
 
-    /// A connection that is there already.
+    /// A connection that is there already. After a failure older ones may be as dead as the one that has failed.
     pub(super) fn waiting(self, idle: &Idle, place: usize, wanted: &Wanted<'_>) -> Option<Kind> {
-        let h2 = if self == Self::Http1 { None } else { idle.take_h2(place).map(Kind::H2) };
+        let age_max = if wanted.is_fresh { RECENT } else { Duration::MAX };
+        let h2 = if self == Self::Http1 { None } else { idle.take_h2(place, age_max).map(Kind::H2) };
         h2.or_else(|| {
             let timeout = wanted.terms.limits.pool_idle_timeout;
             if self == Self::Http2 || wanted.is_fresh {

@@ -144,7 +144,12 @@ impl Handle {
     /// Whether another stream may be opened now.
     pub(super) fn has_room(&self) -> bool {
         let max = self.sender.current_max_send_streams().min(STREAMS_MAX as usize);
-        self.shared.active.load(Relaxed) < max && self.made_at.elapsed() < AGE_MAX && !self.is_silent()
+        self.shared.active.load(Relaxed) < max && self.age() < AGE_MAX && !self.is_silent()
+    }
+
+    /// How long ago it was made.
+    pub(super) fn age(&self) -> Duration {
+        self.made_at.elapsed()
     }
 
     /// Whether the backend has been told something, and has said nothing for too long: it may be gone without a word, or busy.

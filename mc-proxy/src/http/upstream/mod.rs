@@ -54,7 +54,7 @@ pub struct Wanted<'a> {
     pub is_upgrade: bool,
     /// Where the connections of this client alone are kept, on routes whose backends are told of the client.
     pub own: Option<&'a Arc<Idle>>,
-    /// No connection that others have used before.
+    /// Another one has failed: no connection that was made before. A stream that was refused has not failed with its connection.
     pub is_fresh: bool,
     /// Deadlines and limits.
     pub terms: Terms<'a>,
@@ -274,3 +274,6 @@ impl Sink for Exchanging {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

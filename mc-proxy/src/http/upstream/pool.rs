@@ -157,11 +157,12 @@ impl Idle {
         self.list(&mut own);
     }
 
-    /// An HTTP/2 connection of this worker to a backend that takes another stream.
-    pub(super) fn take_h2(&self, place: usize) -> Option<h2::Handle> {
+    /// An HTTP/2 connection of this worker to a backend that takes another stream, and is not older than that.
+    pub(super) fn take_h2(&self, place: usize, age_max: Duration) -> Option<h2::Handle> {
         let mut own = lock(self.parts.get()?.get(self.home())?);
         own.h2.retain(|handle| !handle.is_closed());
-        own.h2.iter().find(|handle| handle.place() == place && handle.has_room()).cloned()
+        let is_it = |handle: &&h2::Handle| handle.place() == place && handle.age() < age_max && handle.has_room();
+        own.h2.iter().find(is_it).cloned()
     }
 
     /// This worker's gate of a backend.

@@ -1,0 +1,73 @@
+//! Backends over real sockets, as requests find them.
+
+use std::net::SocketAddr;
+
+use ::h2::server;
+use tokio::{
+    net::TcpListener,
+    time::{advance, pause, resume},
+};
+
+use super::*;
+use crate::{desired::BackendProtocol, net::addr::PeerAddr};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A backend of HTTP/2 whose connections take one stream at a time.
+async fn backend() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut builder = server::Builder::new();
+                let mut server = builder.max_concurrent_streams(1).handshake::<_, Bytes>(stream).await.unwrap();
+                while server.accept().await.is_some() {}
+            });
+        }
+    });
+    addr
+}
+
+/// Requests of one client for a route to `backend`.
+struct Bench {
+    backends: Arc<Backends>,
+    resolver: Resolver,
+    limits: HttpLimits,
+}
+
+impl Bench {
+    fn new(backend: SocketAddr, limits: HttpLimits) -> Self {
+        let mut target = Target::passthrough(backend.to_string().parse().unwrap());
+        target.backend_protocol = BackendProtocol::H2;
+        Self { backends: Backends::new(&target, None, None), resolver: Resolver::default(), limits }
+    }
+
+    async fn connect(&self, is_fresh: bool) -> Result<Connected, ConnectError> {
+        let terms =
+            Terms { resolver: &self.resolver, limits: &self.limits, connect_timeout: PATIENCE, transparent_mark: 0 };
+        let wanted = Wanted {
+            client: ClientAddr::from_peer(PeerAddr::new("192.0.2.1:5000".parse().unwrap())),
+            server_name: None,
+            announced: None,
+            is_grpc: false,
+            is_upgrade: false,
+            own: None,
+            is_fresh,
+            terms,
+        };
+        self.backends.connect(&wanted).await.map_err(|(error, _)| error)
+    }
+}
+
+/// After a failure none is taken that may have failed likewise, and one that has been made since serves all.
+#[tokio::test]
+async fn connections_after_a_failure() {
+    let bench = Bench::new(backend().await, HttpLimits::default());
+    let is_new = async |is_fresh| bench.connect(is_fresh).await.unwrap().connecting.is_some();
+    assert!(is_new(false).await && !is_new(false).await);
+    pause();
+    advance(connect::RECENT).await;
+    resume();
+    assert!(is_new(true).await && !is_new(true).await && !is_new(false).await);
+}
