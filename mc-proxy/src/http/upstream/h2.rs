@@ -8,7 +8,7 @@ use std::{
     future::{Future as _, poll_fn},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -36,7 +36,7 @@ use crate::http::{
         guard::Guard,
         guarded::{Guarded, Outlet, Watch},
     },
-    limits::HttpLimits,
+    limits::{HttpLimits, Window},
     message::{Broken, Request},
     websocket,
 };
@@ -51,6 +51,11 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// give up all streams of a connection several times before the backend hears of the first.
 const RESET_STREAMS_MAX: usize = 8 * STREAMS_MAX as usize;
 const RESET_MEMORY: Duration = Duration::from_secs(10);
+
+/// A connection on which more streams were given up in [`RESETS_WINDOW`] gets no new ones for so long. Backends end one for that
+/// (CVE-2023-44487), and with it the streams of clients that give up nothing.
+const RESETS_MAX: u32 = 100;
+const RESETS_WINDOW: Duration = Duration::from_secs(10);
 
 /// All streams may have their windows full: a client that does not take its response holds up nobody else's. In bytes.
 const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
@@ -86,6 +91,14 @@ struct Shared {
     /// Streams now.
     active: AtomicUsize,
     unused_since: Mutex<Instant>,
+    resets: Mutex<Resets>,
+}
+
+/// Streams that were given up.
+#[derive(Debug)]
+struct Resets {
+    window: Window,
+    exceeded_at: Option<Instant>,
 }
 
 impl Handle {
@@ -125,6 +138,7 @@ impl Handle {
             is_closed: false.into(),
             active: 0.into(),
             unused_since: Mutex::new(Instant::now()),
+            resets: Mutex::new(Resets { window: Window::new(RESETS_MAX, RESETS_WINDOW), exceeded_at: None }),
         });
         tokio::spawn(drive(connection, outlet, Arc::clone(&shared), limits.write_timeout));
         Ok(Self { sender, shared, is_tls, max_fields: heads.fields, made_at: Instant::now() })
@@ -144,7 +158,10 @@ impl Handle {
     /// Whether another stream may be opened now.
     pub(super) fn has_room(&self) -> bool {
         let max = self.sender.current_max_send_streams().min(STREAMS_MAX as usize);
-        self.shared.active.load(Relaxed) < max && self.age() < AGE_MAX && !self.is_silent()
+        self.shared.active.load(Relaxed) < max
+            && self.age() < AGE_MAX
+            && !self.is_silent()
+            && !lock(&self.shared.resets).is_exceeded(Instant::now())
     }
 
     /// How long ago it was made.
@@ -160,7 +177,7 @@ impl Handle {
 
     /// Whether it has had no stream for so long, and is to be dropped.
     pub(super) fn close_if_unused(&self, now: Instant, timeout: Duration) -> bool {
-        let since = *self.shared.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = *lock(&self.shared.unused_since);
         self.shared.active.load(Relaxed) == 0 && now.saturating_duration_since(since) >= timeout
     }
 
@@ -234,8 +251,13 @@ impl Shared {
     /// A stream has ended.
     fn finish(&self) {
         if self.active.fetch_sub(1, Relaxed) == 1 {
-            *self.unused_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            *lock(&self.unused_since) = Instant::now();
         }
+    }
+
+    /// A stream was given up that the backend had not ended.
+    fn count_reset(&self) {
+        lock(&self.resets).count(Instant::now());
     }
 
     /// It gets no more requests.
@@ -247,6 +269,22 @@ impl Shared {
     fn transferred(&self) -> (u64, u64) {
         self.watch.transferred()
     }
+}
+
+impl Resets {
+    fn count(&mut self, now: Instant) {
+        if !self.window.admit(now) {
+            self.exceeded_at = Some(now);
+        }
+    }
+
+    fn is_exceeded(&self, now: Instant) -> bool {
+        self.exceeded_at.is_some_and(|at| now.saturating_duration_since(at) < RESETS_WINDOW)
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Carries a connection on to its end, which is also that of a backend that takes nothing for `write_timeout`.

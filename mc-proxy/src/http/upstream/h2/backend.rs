@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use ::h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
@@ -197,6 +197,10 @@ impl Sink for Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         if !self.is_ended() || !self.outgoing.has_ended() {
+            // What the backend has reset itself, or ended with the connection, is nothing that it counts.
+            if self.outgoing.poll_gone(&mut Context::from_waker(Waker::noop())).is_pending() {
+                self.shared.count_reset();
+            }
             // At once, with what waits for the backend's window.
             self.outgoing.reset(Reason::CANCEL);
         }

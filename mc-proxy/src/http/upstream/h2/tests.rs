@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    time::timeout,
+    time::{advance, pause, resume, timeout},
 };
 
 use super::*;
@@ -280,6 +280,37 @@ async fn what_comes_for_streams_that_were_given_up() {
     assert!(!handle.is_closed());
     drop((kept, handle, write));
     let _ = soon(reading).await;
+}
+
+/// A backend may end a connection on which many streams are given up: others do not come to be on it.
+#[tokio::test]
+async fn a_connection_on_which_much_is_given_up() {
+    let (handle, mut server) = open(server::Builder::new().max_pending_accept_reset_streams(1_000)).await;
+    tokio::spawn(async move {
+        let mut at = 0;
+        while let Some(Ok((_, mut send))) = server.accept().await {
+            at += 1;
+            // As many are refused, which is the backend's own doing.
+            if at <= RESETS_MAX {
+                send.send_reset(Reason::REFUSED_STREAM);
+            }
+        }
+    });
+    let begin = async || soon(handle.clone().send(&request(Method::GET, Content::None))).await.unwrap();
+    for _ in 0..RESETS_MAX {
+        assert_eq!(answer(&mut begin().await).await.unwrap_err(), Broken::Refused);
+    }
+    for _ in 0..RESETS_MAX {
+        assert!(handle.has_room());
+        begin().await;
+    }
+    assert!(handle.has_room());
+    begin().await;
+    assert!(!handle.has_room() && !handle.is_closed());
+    pause();
+    advance(RESETS_WINDOW).await;
+    resume();
+    assert!(handle.has_room());
 }
 
 #[tokio::test]
