@@ -1,14 +1,21 @@
 //! Connections of HTTP/2 to backends, which many requests share: what one of them does or suffers is not the others'.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
 
 use ::http::{Method, Response};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use mc_proxy_tests::{
     http::{
-        Ended, HOST, Plan,
+        Ended, HOST, Plan, get as get1,
         h2::{
             Good, H2Origin, Incoming,
             good::{request, run, soon},
@@ -16,6 +23,7 @@ use mc_proxy_tests::{
     },
     wait::{SOON, until},
 };
+use tokio::time::{Duration, sleep};
 
 /// A plan for routes to backends of HTTP/2, and where its records are.
 fn plan(http: &str) -> Result<(Plan, PathBuf)> {
@@ -69,4 +77,44 @@ fn half_a_response() -> Result<()> {
     client.send("2\r\ngo\r\n")?;
     ensure!(client.end()? == Ended::Reset, "the client takes it for all of the response");
     failed(2)
+}
+
+/// A response may wait in its stream: without memory for it the request is refused, and those that are under way are not.
+#[test]
+fn memory_is_used_up() -> Result<()> {
+    let goes_on = Arc::<AtomicBool>::default();
+    let origin = H2Origin::new({
+        let goes_on = Arc::clone(&goes_on);
+        move |mut incoming: Incoming| {
+            let goes_on = Arc::clone(&goes_on);
+            async move {
+                while !goes_on.load(SeqCst) {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                incoming.respond.send_response(Response::new(()), true)?;
+                Ok(())
+            }
+        }
+    })?;
+    let (plan, records) = plan("")?;
+    let plan = plan.section("[proxy]\nmemory_limit = \"1MiB\"");
+    let edge = plan.route(HOST, &[origin.addr()], "backend_protocol = \"h2\"").start()?;
+    // Of HTTP/1.1: they take little themselves, and come before there is anything to be refused for.
+    let mut clients = (0..16).map(|_| edge.client()).collect::<Result<Vec<_>>>()?;
+    for client in &mut clients {
+        client.send(get1("/"))?;
+    }
+    let is_refused = || Ok(fs::read_to_string(&records).unwrap_or_default().contains("\"outcome\":\"overload\""));
+    until("a request that is refused", SOON, is_refused)?;
+    goes_on.store(true, SeqCst);
+    let mut counts = [0; 2];
+    for mut client in clients {
+        match client.response()?.status {
+            200 => counts[0] += 1,
+            503 => counts[1] += 1,
+            other => bail!("{other}"),
+        }
+    }
+    ensure!(counts[0] >= 5 && counts[1] >= 2, "{counts:?}");
+    edge.ask(get1("/"))?.expect(200).map(drop)
 }

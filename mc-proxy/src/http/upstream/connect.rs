@@ -30,6 +30,9 @@ pub enum ConnectError {
     /// As many connections as there may be.
     #[error("the backend has as many connections as max_backend_connections allows")]
     Full,
+    /// The daemon has no memory left for what its response may take.
+    #[error("proxy.memory_limit is used up")]
+    Memory,
     /// It cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -174,8 +177,9 @@ impl Backends {
                 // It takes no streams at all.
                 return Err(ConnectError::Full);
             }
-            idle.keep_h2(handle.clone());
-            Ok(Kind::H2(handle))
+            let claim = handle.claim();
+            idle.keep_h2(handle);
+            Ok(Kind::H2(claim))
         } else {
             Ok(Kind::H1(Box::new(h1::Backend::new(io, HeadLimits::of_responses(terms.limits), open))))
         }

@@ -6,6 +6,7 @@ mod tests;
 
 use std::{
     future::{Future as _, poll_fn},
+    ops::Deref,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -27,18 +28,21 @@ use tokio::time::Instant;
 
 pub use self::backend::Backend;
 use super::{h1::AGE_MAX, io::Io, pool::Open};
-use crate::http::{
-    deadline::Deadline,
-    h1::{HeadLimits, Target},
-    h2::{
-        FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, broken,
-        chunk::Chunk,
-        guard::Guard,
-        guarded::{Guarded, Outlet, Watch},
+use crate::{
+    http::{
+        deadline::Deadline,
+        h1::{HeadLimits, Target},
+        h2::{
+            FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, broken,
+            chunk::Chunk,
+            guard::Guard,
+            guarded::{Guarded, Outlet, Watch},
+        },
+        limits::{HttpLimits, Window},
+        message::{Broken, Request},
+        websocket,
     },
-    limits::{HttpLimits, Window},
-    message::{Broken, Request},
-    websocket,
+    net::memory::Charge,
 };
 
 /// Streams at a time on one connection, even if the backend takes more.
@@ -81,6 +85,21 @@ pub struct Handle {
     made_at: Instant,
 }
 
+/// Room for a stream of a connection, which nobody else takes.
+#[derive(Debug)]
+pub(super) struct Claim {
+    handle: Handle,
+    slot: Slot,
+}
+
+/// A stream among those of its connection, from when there is room for it to its end.
+#[derive(Debug)]
+struct Slot {
+    shared: Arc<Shared>,
+    /// What of a response may wait in it.
+    charge: Charge,
+}
+
 /// What handles, streams and the connection itself know of each other.
 #[derive(Debug)]
 struct Shared {
@@ -88,7 +107,7 @@ struct Shared {
     open: Open,
     watch: Watch,
     is_closed: AtomicBool,
-    /// Streams now.
+    /// Streams now, with those that are to be.
     active: AtomicUsize,
     unused_since: Mutex<Instant>,
     resets: Mutex<Resets>,
@@ -181,22 +200,9 @@ impl Handle {
         self.shared.active.load(Relaxed) == 0 && now.saturating_duration_since(since) >= timeout
     }
 
-    /// Opens a stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
-    /// longer than it wants to.
-    ///
-    /// # Errors
-    /// When the connection takes no more, or the backend does not know extended CONNECT (RFC 8441 §3); nothing has been sent
-    /// then.
-    pub(super) async fn send(mut self, request: &Request) -> Result<Backend, Broken> {
-        poll_fn(|cx| self.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
-        let head = self.head(request)?;
-        let before = self.shared.watch.transferred();
-        let ends = request.content.is_empty() && request.upgrade.is_none();
-        let (response, stream) = self.sender.send_request(head, ends).map_err(|error| broken(&error))?;
-        let backend = Backend::new(request, response, stream, self.max_fields, self.shared, before);
-        // Of the stream that was just made: whether the backend has room for it.
-        poll_fn(|cx| self.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
-        Ok(backend)
+    /// Takes room for a stream, be there any or not.
+    pub(super) fn claim(&self) -> Claim {
+        Claim { handle: self.clone(), slot: Slot::new(&self.shared) }
     }
 
     fn head(&self, request: &Request) -> Result<::http::Request<()>, Broken> {
@@ -229,6 +235,32 @@ impl Handle {
     }
 }
 
+impl Claim {
+    /// Takes what the stream may cost from the daemon's memory; `false` when that has not so much left.
+    pub(super) fn charge(&self) -> bool {
+        self.slot.charge.resize(STREAM_WINDOW.into())
+    }
+
+    /// Opens the stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
+    /// longer than it wants to.
+    ///
+    /// # Errors
+    /// When the connection takes no more, or the backend does not know extended CONNECT (RFC 8441 §3); nothing has been sent
+    /// then.
+    pub(super) async fn send(self, request: &Request) -> Result<Backend, Broken> {
+        let Self { mut handle, slot } = self;
+        poll_fn(|cx| handle.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        let head = handle.head(request)?;
+        let before = slot.watch.transferred();
+        let ends = request.content.is_empty() && request.upgrade.is_none();
+        let (response, stream) = handle.sender.send_request(head, ends).map_err(|error| broken(&error))?;
+        let backend = Backend::new(request, response, stream, handle.max_fields, slot, before);
+        // Of the stream that was just made: whether the backend has room for it.
+        poll_fn(|cx| handle.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        Ok(backend)
+    }
+}
+
 fn headers(request: &Request) -> HeaderMap {
     let mut headers = request.headers.clone();
     for name in &NOT_SENT {
@@ -242,19 +274,30 @@ fn headers(request: &Request) -> HeaderMap {
     headers
 }
 
-impl Shared {
-    /// A stream has begun.
-    fn begin(&self) {
-        self.active.fetch_add(1, Relaxed);
+impl Slot {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.active.fetch_add(1, Relaxed);
+        Self { shared: Arc::clone(shared), charge: Charge::default() }
     }
+}
 
-    /// A stream has ended.
-    fn finish(&self) {
+impl Deref for Slot {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
         if self.active.fetch_sub(1, Relaxed) == 1 {
             *lock(&self.unused_since) = Instant::now();
         }
     }
+}
 
+impl Shared {
     /// A stream was given up that the backend had not ended.
     fn count_reset(&self) {
         lock(&self.resets).count(Instant::now());

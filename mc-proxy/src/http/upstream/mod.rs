@@ -86,7 +86,7 @@ pub struct Connected {
 #[derive(Debug)]
 enum Kind {
     H1(Box<h1::Backend>),
-    H2(h2::Handle),
+    H2(h2::Claim),
 }
 
 /// A connection, or a stream of one, that has a request.
@@ -158,13 +158,18 @@ impl Backends {
                 continue;
             }
             let spoken = Spoken::of(&self.target, wanted);
-            if let Some(kind) = spoken.waiting(idle, place, wanted) {
-                return Ok(Connected { kind, place, connecting: None });
-            }
-            let begun = Instant::now();
-            // Apart: what a connection takes to be made, the many requests that find one need not have room for.
-            match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
-                Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
+            let connected = if let Some(kind) = spoken.waiting(idle, place, wanted) {
+                Ok(Connected { kind, place, connecting: None })
+            } else {
+                let begun = Instant::now();
+                // Apart: what a connection takes to be made, the many requests that find one need not have room for.
+                let made = Box::pin(self.make(idle, place, backend, spoken, wanted)).await;
+                made.map(|kind| Connected { kind, place, connecting: Some(begun.elapsed()) })
+            };
+            match connected {
+                Ok(connected) if connected.kind.charge() => return Ok(connected),
+                // With another backend it would cost as much.
+                Ok(_) => return Err((ConnectError::Memory, None)),
                 Err(error) => last = (error, Some(backend)),
             }
             if Instant::now() >= give_up_at {
@@ -189,6 +194,16 @@ impl Backends {
     }
 }
 
+impl Kind {
+    /// Takes what a response may need beyond what is charged as it comes; `false` when there is no memory left for it.
+    fn charge(&self) -> bool {
+        match self {
+            Self::H1(_) => true,
+            Self::H2(claim) => claim.charge(),
+        }
+    }
+}
+
 impl Connected {
     /// Begins a request; an HTTP/1.1 connection sends it with the next flush, one of HTTP/2 when it takes another stream, within
     /// `patience`.
@@ -201,8 +216,8 @@ impl Connected {
                 backend.send(request, random);
                 Ok(Exchanging::H1(backend))
             }
-            Kind::H2(handle) => {
-                let sent = Box::pin(timeout(patience, handle.send(request))).await.map_err(|_| Broken::Refused)?;
+            Kind::H2(claim) => {
+                let sent = Box::pin(timeout(patience, claim.send(request))).await.map_err(|_| Broken::Refused)?;
                 Ok(Exchanging::H2(Box::new(sent?)))
             }
         }

@@ -158,11 +158,11 @@ impl Idle {
     }
 
     /// An HTTP/2 connection of this worker to a backend that takes another stream, and is not older than that.
-    pub(super) fn take_h2(&self, place: usize, age_max: Duration) -> Option<h2::Handle> {
+    pub(super) fn take_h2(&self, place: usize, age_max: Duration) -> Option<h2::Claim> {
         let mut own = lock(self.parts.get()?.get(self.home())?);
         own.h2.retain(|handle| !handle.is_closed());
         let is_it = |handle: &&h2::Handle| handle.place() == place && handle.age() < age_max && handle.has_room();
-        own.h2.iter().find(is_it).cloned()
+        own.h2.iter().find(is_it).map(h2::Handle::claim)
     }
 
     /// This worker's gate of a backend.

@@ -3,13 +3,18 @@
 use std::net::SocketAddr;
 
 use ::h2::server;
+use ::http::{HeaderValue, Method, Version};
 use tokio::{
     net::TcpListener,
     time::{advance, pause, resume},
 };
 
 use super::*;
-use crate::{desired::BackendProtocol, net::addr::PeerAddr};
+use crate::{
+    desired::BackendProtocol,
+    http::{authority::Authority, h1, h2::STREAM_WINDOW, message::Content},
+    net::{addr::PeerAddr, memory},
+};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -60,6 +65,20 @@ impl Bench {
     }
 }
 
+fn request() -> Request {
+    Request {
+        method: Method::OPTIONS,
+        target: h1::Target::Asterisk,
+        authority: Authority::parse(b"a.example").unwrap(),
+        host: HeaderValue::from_static("a.example"),
+        version: Version::HTTP_11,
+        headers: HeaderMap::new(),
+        content: Content::None,
+        expects_continue: false,
+        upgrade: None,
+    }
+}
+
 /// After a failure none is taken that may have failed likewise, and one that has been made since serves all.
 #[tokio::test]
 async fn connections_after_a_failure() {
@@ -70,4 +89,21 @@ async fn connections_after_a_failure() {
     advance(connect::RECENT).await;
     resume();
     assert!(is_new(true).await && !is_new(true).await && !is_new(false).await);
+}
+
+/// What may wait in a stream is charged from the beginning to its end.
+#[tokio::test]
+async fn memory_for_streams() {
+    let budget = memory::Budget::new(2 * u64::from(STREAM_WINDOW) + 1);
+    budget.open_account();
+    let bench = Bench::new(backend().await, HttpLimits::default());
+    let (one, two) = (bench.connect(false).await.unwrap(), bench.connect(false).await.unwrap());
+    assert_eq!(budget.used(), 2 * u64::from(STREAM_WINDOW));
+    assert!(matches!(bench.connect(false).await, Err(ConnectError::Memory)));
+    let exchanging = one.send(&request(), 0, PATIENCE).await.unwrap();
+    assert!(matches!(bench.connect(false).await, Err(ConnectError::Memory)));
+    drop(exchanging);
+    assert!(bench.connect(false).await.is_ok());
+    drop(two);
+    assert_eq!(budget.used(), 0);
 }
