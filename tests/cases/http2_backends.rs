@@ -12,13 +12,14 @@ use std::{
 use ::http::{Method, Response};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, server};
 use mc_proxy_tests::{
     http::{
         Ended, HOST, Plan, get as get1,
         h2::{
             Good, H2Origin, Incoming,
-            good::{request, run, soon},
+            good::{get, request, run, soon},
+            origin::write,
         },
     },
     wait::{SOON, until},
@@ -38,6 +39,19 @@ async fn piece(body: &mut RecvStream) -> Result<Bytes> {
     let data = soon(body.data()).await?.context("an end")??;
     body.flow_control().release_capacity(data.len())?;
     Ok(data)
+}
+
+/// A backend whose responses to `/flow` have no end.
+async fn flowing(mut incoming: Incoming) -> Result<()> {
+    let path = incoming.request.uri().path().to_owned();
+    let mut send = incoming.respond.send_response(Response::new(()), false)?;
+    match path.as_str() {
+        "/flow" => loop {
+            // In small frames: there are many of them.
+            write(&mut send, Bytes::from_static(&[b'x'; 512])).await?;
+        },
+        _ => Ok(send.send_data(Bytes::from_static(b"hello"), true)?),
+    }
 }
 
 /// A response of which half has come is not whole because its stream was reset without an error.
@@ -77,6 +91,67 @@ fn half_a_response() -> Result<()> {
     client.send("2\r\ngo\r\n")?;
     ensure!(client.end()? == Ended::Reset, "the client takes it for all of the response");
     failed(2)
+}
+
+/// A backend of HTTP/2 with few connections serves the clients of all workers, also while there is a stream that does not end.
+#[test]
+fn the_limit_of_connections() -> Result<()> {
+    let origin = H2Origin::new(flowing)?;
+    let lines = "backend_protocol = \"h2\"";
+    let edge = Plan::new()?.http("max_backend_connections = 1").route(HOST, &[origin.addr()], lines).start()?;
+    run(async {
+        for has_stream in [false, true] {
+            let holder = Good::new(&edge).await?;
+            let held = if has_stream { Some(holder.begin(get("/flow"), true).await?) } else { None };
+            for number in 0..12 {
+                // Each is some worker's.
+                let good = Good::new(&edge).await?;
+                good.ask(get("/")).await?.expect(200).with_context(|| format!("client {number}, {has_stream}"))?;
+            }
+            drop(held);
+        }
+        Ok(())
+    })?;
+    ensure!(origin.accepts() == 1, "{} connections", origin.accepts());
+    Ok(())
+}
+
+/// Clients' own connections of HTTP/2 give way when they are unused.
+#[test]
+fn the_limit_of_clients_own_connections() -> Result<()> {
+    let plan = Plan::new()?;
+    let config = plan.authority().issue(&[HOST])?.server_config()?;
+    let origin = H2Origin::with(Some(config), server::Builder::new(), flowing)?;
+    // Without a name of its own the backend is verified for each client's.
+    let lines = format!("backend_tls = true\nbackend_ca = \"{}\"", plan.file("ca.crt").display());
+    let edge = plan.http("max_backend_connections = 2").default_route(&[origin.addr()], &lines).start()?;
+    run(async {
+        let mut clients = Vec::new();
+        for _ in 0..6 {
+            clients.push(Good::new(&edge).await?);
+        }
+        for turn in 0..3 {
+            for (number, client) in clients.iter().enumerate() {
+                let reply = client.ask(get("/")).await?;
+                reply.expect(200).with_context(|| format!("client {number}, {turn}"))?;
+            }
+        }
+        let mut held = Vec::new();
+        for client in &clients[..2] {
+            let (response, _send) = client.begin(get("/flow"), true).await?;
+            held.push(soon(response).await??.into_body());
+        }
+        clients[2].ask(get("/")).await?.expect(503)?;
+        held.pop();
+        soon(async {
+            while clients[2].ask(get("/")).await?.status != 200 {}
+            anyhow::Ok(())
+        })
+        .await??;
+        Ok(())
+    })?;
+    ensure!(origin.accepts() > 6, "{} connections", origin.accepts());
+    Ok(())
 }
 
 /// A response may wait in its stream: without memory for it the request is refused, and those that are under way are not.

@@ -68,18 +68,29 @@ impl Spoken {
         }
     }
 
-    /// A connection that is there already. After a failure older ones may be as dead as the one that has failed.
+    /// A connection that is there already.
     pub(super) fn waiting(self, idle: &Idle, place: usize, wanted: &Wanted<'_>) -> Option<Kind> {
-        let age_max = if wanted.is_fresh { RECENT } else { Duration::MAX };
-        let h2 = if self == Self::Http1 { None } else { idle.take_h2(place, age_max).map(Kind::H2) };
-        h2.or_else(|| {
-            let timeout = wanted.terms.limits.pool_idle_timeout;
-            if self == Self::Http2 || wanted.is_fresh {
-                None
-            } else {
-                idle.take_h1(place, timeout).map(|found| Kind::H1(Box::new(found)))
+        let limits = wanted.terms.limits;
+        if wanted.is_fresh {
+            // Older ones may be as dead as the one that has failed.
+            return if self == Self::Http1 { None } else { idle.take_h2(place, RECENT).map(Kind::H2) };
+        }
+        let own = if self == Self::Http1 { None } else { idle.take_h2(place, Duration::MAX).map(Kind::H2) };
+        // Workers that took a place from each other would make a connection for each request.
+        let own = own.or_else(|| {
+            if idle.is_full(place, limits.max_backend_connections) { self.shared(idle, place) } else { None }
+        });
+        own.or_else(|| {
+            if self == Self::Http2 {
+                return None;
             }
+            idle.take_h1(place, limits.pool_idle_timeout).map(|found| Kind::H1(Box::new(found)))
         })
+    }
+
+    /// One that any worker has, for when there can be no more connections.
+    pub(super) fn shared(self, idle: &Idle, place: usize) -> Option<Kind> {
+        if self == Self::Http1 { None } else { idle.share_h2(place).map(Kind::H2) }
     }
 
     fn alpn(self) -> &'static [&'static [u8]] {
@@ -134,8 +145,7 @@ impl Backends {
         let terms = wanted.terms;
         let max = terms.limits.max_backend_connections;
         // One that nobody uses makes room.
-        let open = idle.open(place, max).or_else(|| if idle.evict(place) { idle.open(place, max) } else { None });
-        let open = open.ok_or(ConnectError::Full)?;
+        let open = idle.open(place, max).or_else(|| idle.evict(place)).ok_or(ConnectError::Full)?;
         let source = self.target.transparent.then_some(wanted.client);
         let announced = self.target.send_proxy.zip(wanted.announced);
         let first = announced.map(|(version, announced)| announced.header(version)).unwrap_or_default();

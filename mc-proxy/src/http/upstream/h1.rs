@@ -148,11 +148,12 @@ impl Backend {
         self.connection.wire().io().socket_mut().deregister();
     }
 
-    /// Ends the connection in order, without waiting.
-    pub(super) fn close(mut self) {
+    /// Ends the connection in order, without waiting. Its place is for another one.
+    pub(super) fn close(mut self) -> Open {
         // What does not fit into the socket's buffer is not worth a wait.
         let _ = self.connection.wire().poll_shutdown(&mut Context::from_waker(Waker::noop()));
         self.connection.wire().io().socket_mut().complete();
+        self.open
     }
 
     fn switched(&mut self, mut headers: HeaderMap) -> Result<Answer, Broken> {

@@ -82,6 +82,8 @@ pub struct Handle {
     shared: Arc<Shared>,
     is_tls: bool,
     max_fields: usize,
+    /// Which of the pool's backends it is connected to.
+    place: usize,
     made_at: Instant,
 }
 
@@ -103,8 +105,8 @@ struct Slot {
 /// What handles, streams and the connection itself know of each other.
 #[derive(Debug)]
 struct Shared {
-    /// Its place among the backend's connections.
-    open: Open,
+    /// Its place among the backend's connections, unless that has been given to another one.
+    open: Mutex<Option<Open>>,
     watch: Watch,
     is_closed: AtomicBool,
     /// Streams now, with those that are to be.
@@ -151,8 +153,9 @@ impl Handle {
             Poll::Pending => Poll::Pending,
         })
         .await?;
+        let place = open.place();
         let shared = Arc::new(Shared {
-            open,
+            open: Mutex::new(Some(open)),
             watch,
             is_closed: false.into(),
             active: 0.into(),
@@ -160,12 +163,12 @@ impl Handle {
             resets: Mutex::new(Resets { window: Window::new(RESETS_MAX, RESETS_WINDOW), exceeded_at: None }),
         });
         tokio::spawn(drive(connection, outlet, Arc::clone(&shared), limits.write_timeout));
-        Ok(Self { sender, shared, is_tls, max_fields: heads.fields, made_at: Instant::now() })
+        Ok(Self { sender, shared, is_tls, max_fields: heads.fields, place, made_at: Instant::now() })
     }
 
     /// Which of the pool's backends it is connected to.
     pub(super) fn place(&self) -> usize {
-        self.shared.open.place()
+        self.place
     }
 
     /// Whether it takes no more requests: it is gone, or the backend has said GOAWAY.
@@ -194,10 +197,21 @@ impl Handle {
             && self.shared.watch.unanswered_since().is_some_and(|since| since.elapsed() >= SILENCE)
     }
 
+    /// Whether it has no stream, and none is to be.
+    pub(super) fn is_unused(&self) -> bool {
+        self.shared.active.load(Relaxed) == 0
+    }
+
+    /// Gives up a connection that is unused, and its place to another one. Its own task ends it.
+    pub(super) fn close(self) -> Option<Open> {
+        self.shared.close();
+        lock(&self.shared.open).take()
+    }
+
     /// Whether it has had no stream for so long, and is to be dropped.
     pub(super) fn close_if_unused(&self, now: Instant, timeout: Duration) -> bool {
         let since = *lock(&self.shared.unused_since);
-        self.shared.active.load(Relaxed) == 0 && now.saturating_duration_since(since) >= timeout
+        self.is_unused() && now.saturating_duration_since(since) >= timeout
     }
 
     /// Takes room for a stream, be there any or not.

@@ -163,8 +163,14 @@ impl Backends {
             } else {
                 let begun = Instant::now();
                 // Apart: what a connection takes to be made, the many requests that find one need not have room for.
-                let made = Box::pin(self.make(idle, place, backend, spoken, wanted)).await;
-                made.map(|kind| Connected { kind, place, connecting: Some(begun.elapsed()) })
+                match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
+                    Ok(kind) => Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
+                    Err(ConnectError::Full) => {
+                        let shared = spoken.shared(idle, place).ok_or(ConnectError::Full);
+                        shared.map(|kind| Connected { kind, place, connecting: None })
+                    }
+                    Err(error) => Err(error),
+                }
             };
             match connected {
                 Ok(connected) if connected.kind.charge() => return Ok(connected),
@@ -186,7 +192,7 @@ impl Backends {
                 if backend.is_reusable() {
                     own.unwrap_or(&self.idle).keep_h1(*backend, limits.pool_max_idle as usize);
                 } else {
-                    backend.close();
+                    drop(backend.close());
                 }
             }
             Exchanging::H2(_) => {}

@@ -1,6 +1,6 @@
 //! Backends over real sockets, as requests find them.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, num::NonZeroUsize, thread::available_parallelism};
 
 use ::h2::server;
 use ::http::{HeaderValue, Method, Version};
@@ -106,4 +106,32 @@ async fn memory_for_streams() {
     assert!(bench.connect(false).await.is_ok());
     drop(two);
     assert_eq!(budget.used(), 0);
+}
+
+/// At the limit workers share a connection instead of taking its place from each other; one with all its streams in use is
+/// not shared, and does not give way.
+#[tokio::test]
+async fn workers_at_the_limit() {
+    let limits = HttpLimits { max_backend_connections: 1, ..HttpLimits::default() };
+    let bench = Bench::new(backend().await, limits);
+    assert!(bench.connect(false).await.unwrap().connecting.is_some());
+    let shared_by = async |worker| {
+        pool::set_home(worker);
+        bench.backends.idle.take_h2(0, Duration::MAX).is_none()
+            && bench.connect(false).await.is_ok_and(|connected| connected.connecting.is_none())
+    };
+    for worker in 1..available_parallelism().map_or(1, NonZeroUsize::get) {
+        assert!(shared_by(worker).await, "worker {worker}");
+    }
+    let used = bench.connect(false).await.unwrap();
+    assert!(matches!(bench.connect(false).await, Err(ConnectError::Full)));
+    assert!(matches!(bench.connect(true).await, Err(ConnectError::Full)));
+    drop(used);
+    pause();
+    advance(connect::RECENT).await;
+    resume();
+    // After a failure it gives way.
+    pool::set_home(0);
+    let is_new = bench.connect(true).await.unwrap().connecting.is_some();
+    assert!(is_new && bench.connect(false).await.is_ok());
 }
