@@ -12,7 +12,7 @@ use std::{
 use ::http::{Method, Response};
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use h2::{Reason, RecvStream, server};
+use h2::{Reason, RecvStream, client, server};
 use mc_proxy_tests::{
     http::{
         Ended, HOST, Plan, get as get1,
@@ -41,7 +41,7 @@ async fn piece(body: &mut RecvStream) -> Result<Bytes> {
     Ok(data)
 }
 
-/// A backend whose responses to `/flow` have no end.
+/// A backend whose responses to `/flow` and `/drip` have no end: one has as much to say as is taken, the other little.
 async fn flowing(mut incoming: Incoming) -> Result<()> {
     let path = incoming.request.uri().path().to_owned();
     let mut send = incoming.respond.send_response(Response::new(()), false)?;
@@ -49,6 +49,10 @@ async fn flowing(mut incoming: Incoming) -> Result<()> {
         "/flow" => loop {
             // In small frames: there are many of them.
             write(&mut send, Bytes::from_static(&[b'x'; 512])).await?;
+        },
+        "/drip" => loop {
+            send.send_data(Bytes::from_static(b"drop"), false)?;
+            sleep(Duration::from_millis(20)).await;
         },
         _ => Ok(send.send_data(Bytes::from_static(b"hello"), true)?),
     }
@@ -152,6 +156,48 @@ fn the_limit_of_clients_own_connections() -> Result<()> {
     })?;
     ensure!(origin.accepts() > 6, "{} connections", origin.accepts());
     Ok(())
+}
+
+/// One client gives up very many responses, of which more is on its way each time; the stream of another one goes on.
+#[test]
+fn a_client_that_gives_up_much() -> Result<()> {
+    const BATCH: usize = 80;
+    let mut builder = server::Builder::new();
+    builder.max_concurrent_reset_streams(100_000).max_pending_accept_reset_streams(100_000);
+    let origin = H2Origin::with(None, builder, flowing)?;
+    let http = "max_resets = 100000\nmax_requests = 0\nmax_control_frames = 100000";
+    let edge = Plan::new()?.http(http).route(HOST, &[origin.addr()], "backend_protocol = \"h2\"").start()?;
+    run(async {
+        let quiet = Good::new(&edge).await?;
+        let (response, _send) = quiet.begin(get("/drip"), true).await?;
+        let mut dripping = soon(response).await??.into_body();
+        piece(&mut dripping).await?;
+        // Clients of every worker: some of them share the connection.
+        let mut clients = Vec::new();
+        for _ in 0..6 {
+            let mut builder = client::Builder::new();
+            // None of their streams holds up the others, and what comes late for one ends nothing.
+            builder.initial_connection_window_size(16 << 20).max_local_error_reset_streams(None);
+            clients.push(Good::with(&edge, &builder).await?);
+        }
+        for _ in 0..24 {
+            for client in &clients {
+                let mut given_up = Vec::new();
+                for _ in 0..BATCH {
+                    given_up.push(client.begin(get("/flow"), true).await?);
+                }
+                for (response, _send) in given_up {
+                    piece(&mut soon(response).await??.into_body()).await?;
+                }
+            }
+            piece(&mut dripping).await.context("the stream of a client that gives up nothing")?;
+        }
+        // What was on its way then is known to have been heard of.
+        for _ in 0..10 {
+            piece(&mut dripping).await?;
+        }
+        Ok(())
+    })
 }
 
 /// A response may wait in its stream: without memory for it the request is refused, and those that are under way are not.
