@@ -143,21 +143,36 @@ fn whom_a_proxy_in_front_has_named() -> Result<()> {
     Ok(())
 }
 
-/// The limit is the backend's, whoever its connections belong to.
+/// The limit is the backend's, whoever its connections belong to: one that is unused gives way to another client's, one that is
+/// in use does not.
 #[test]
 fn the_limit_holds_for_all_clients_together() -> Result<()> {
-    let (origin, _, ended) = origin()?;
+    let (origin, told, ended) = origin()?;
     let edge = Plan::new()?
         .http("max_backend_connections = 2")
         .route(HOST, &[origin.addr()], "send_proxy_protocol = true")
         .start()?;
-    let (mut one, mut two, mut three) = (edge.client()?, edge.client()?, edge.client()?);
-    ask(&mut one)?;
-    ask(&mut two)?;
+    let mut clients = (0..6).map(|_| edge.client()).collect::<Result<Vec<_>>>()?;
+    for count in 0..18 {
+        ask(&mut clients[count % 6]).with_context(|| format!("request {count}"))?;
+        until("a connection to give way", SOON, || Ok(origin.accepts() - ended.load(SeqCst) as u64 <= 2))?;
+        // The response is out a little before the connection is back.
+        pass(Duration::from_millis(10));
+    }
+    is_right(&told, &edge, 18)?;
+    ensure!(origin.accepts() > 6, "{} connections", origin.accepts());
+
+    let (mut three, in_use) = (edge.client()?, &mut clients[..2]);
+    for client in &mut *in_use {
+        client.send(format!("POST /{} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\n", client.local()))?;
+    }
+    let heads = || String::from_utf8_lossy(&origin.bytes()).matches("POST /").count();
+    until("requests that are under way", SOON, || Ok(heads() == 2))?;
     three.ask(get("/"))?.expect(503)?;
-    ask(&mut one)?;
-    drop(two);
-    until("the end of a client's own connection", SOON, || Ok(ended.load(SeqCst) == 1))?;
+    for client in in_use {
+        client.send("hi")?;
+        client.response()?.expect(200)?;
+    }
     until("a place", SOON, || Ok(three.ask(get("/"))?.status == 200))
 }
 

@@ -132,6 +132,60 @@ fn a_backend_that_closes_at_once() -> Result<()> {
     Ok(())
 }
 
+/// What a backend sends where there is no content, at once or later, is nobody's response.
+#[test]
+fn content_where_there_is_none() -> Result<()> {
+    const LATE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong";
+    let origin = Origin::new(|conn| {
+        while let Some(request) = conn.request()? {
+            let head = match request.line.split(' ').nth(1) {
+                Some("/length") => "HTTP/1.1 204 No Content\r\nContent-Length: 43\r\n\r\n",
+                Some("/coding") => "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
+                Some("/early") => {
+                    "HTTP/1.1 103 Early Hints\r\nContent-Length: 43\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"
+                }
+                Some("/304") => "HTTP/1.1 304 Not Modified\r\nContent-Length: 43\r\n\r\n",
+                Some("/204") => "HTTP/1.1 204 No Content\r\n\r\n",
+                Some("/0") => "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+                _ if request.line.starts_with("HEAD") => "HTTP/1.1 200 OK\r\nContent-Length: 43\r\n\r\n",
+                _ => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright",
+            };
+            conn.send(head)?;
+            if request.fields.get("x-late").is_some() {
+                pass(Duration::from_millis(30));
+                conn.send(LATE)?;
+            }
+        }
+        Ok(())
+    })?;
+    let edge = Edge::to(origin.addr(), "")?;
+    let mut client = edge.client()?;
+    // Whether there is something more to say, and whether the connection may be used again.
+    for (method, path, is_late, is_used_again) in [
+        ("GET", "/204", false, true),
+        ("GET", "/0", false, true),
+        ("GET", "/304", false, true),
+        ("HEAD", "/", false, true),
+        ("GET", "/length", false, false),
+        ("GET", "/coding", false, false),
+        ("GET", "/early", false, false),
+        ("GET", "/204", true, false),
+        ("GET", "/304", true, false),
+        ("HEAD", "/", true, false),
+    ] {
+        let late = if is_late { "X-Late: 1\r\n" } else { "" };
+        client.send(format!("{method} {path} HTTP/1.1\r\nHost: {HOST}\r\n{late}\r\n"))?;
+        while client.response_to(method)?.status < 200 {}
+        let first = origin.last()?.connection;
+        pass(Duration::from_millis(80));
+        let response = client.ask(get("/right"))?.expect(200)?;
+        ensure!(response.text() == "right", "{method} {path}, {is_late}: {response:?}");
+        let is_same = origin.last()?.connection == first;
+        ensure!(is_same == is_used_again, "{method} {path}, {is_late}: used again: {is_same}");
+    }
+    Ok(())
+}
+
 #[test]
 fn unused_connections_are_closed() -> Result<()> {
     let ended = Arc::new(AtomicUsize::new(0));
@@ -216,6 +270,24 @@ fn several_backends() -> Result<()> {
     }
     drop(two);
     client.ask(get("/"))?.expect(502)?;
+    Ok(())
+}
+
+/// Routes that are asked by turns have each of their backends, whatever the others are asked meanwhile.
+#[test]
+fn routes_have_their_own_turns() -> Result<()> {
+    let backends = (0..4).map(|_| Origin::telling()).collect::<Result<Vec<_>>>()?;
+    let addrs = backends.iter().map(Origin::addr).collect::<Vec<_>>();
+    let other = "other.example.com";
+    let edge = Plan::new()?.route(HOST, &addrs[..2], "").route(other, &addrs[2..], "").start()?;
+    for turn in 1..10 {
+        // Clients of any worker.
+        edge.ask(get("/"))?.expect(200)?;
+        edge.client_of(other)?.ask(format!("GET / HTTP/1.1\r\nHost: {other}\r\n\r\n"))?.expect(200)?;
+        let counts = backends.iter().map(|backend| backend.requests().len()).collect::<Vec<_>>();
+        let (first, second) = (turn - turn / 2, turn / 2);
+        ensure!(counts == [first, second, first, second], "turn {turn}: {counts:?}");
+    }
     Ok(())
 }
 

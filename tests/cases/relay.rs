@@ -228,6 +228,34 @@ fn the_second_backend_stands_in_for_the_first() -> Result<()> {
     Ok(())
 }
 
+/// Routes that are asked by turns have each of their backends, whatever the others are asked meanwhile.
+#[test]
+fn routes_have_their_own_turns() -> Result<()> {
+    let routes = [["one", "two"], ["three", "four"]];
+    let proxy = loopback();
+    let mut config = format!("[[listeners]]\naddr = \"{proxy}\"\n");
+    let mut backends = Vec::new();
+    for (index, names) in routes.iter().enumerate() {
+        let (first, second) = (Backend::named(names[0])?.0, Backend::named(names[1])?.0);
+        config += &format!(
+            "[[listeners.routes]]\nhostname = \"r{index}.example.com\"\nbackends = [\"{}\", \"{}\"]\n",
+            first.addr(),
+            second.addr()
+        );
+        backends.extend([first, second]);
+    }
+    let edge = Installation::new(&config)?;
+    let _daemon = edge.start()?;
+    for turn in 0..6 {
+        for (index, names) in routes.iter().enumerate() {
+            let hello = Hello::to(format!("r{index}.example.com")).bytes();
+            let expected = format!("{}\n", names[turn % 2]);
+            ensure!(ask(proxy, &hello)? == End::Closed(expected.into_bytes()), "turn {turn} of route {index}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_backend_may_be_a_unix_socket() -> Result<()> {
     let edge = Installation::without_config()?;

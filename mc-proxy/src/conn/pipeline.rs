@@ -15,7 +15,7 @@
 //!
 //! A connection that is refused is reset, and its client has not got one byte, unless `proxy.refuse = "alert"`.
 
-use std::{cell::Cell, future::poll_fn, os::fd::OwnedFd, sync::Arc};
+use std::{future::poll_fn, os::fd::OwnedFd, sync::Arc};
 
 use tokio::time::{Instant, timeout_at};
 
@@ -28,7 +28,7 @@ use super::{
 use crate::{
     clock,
     config::Refuse,
-    desired::{Mode, Protocol, Target},
+    desired::{Mode, Protocol},
     firewall::Judgement,
     http::server,
     net::{
@@ -286,7 +286,7 @@ async fn tell_refusal(client: &mut Socket, record: &Record, outcome: Outcome) {
 }
 
 /// Tries the backends from a rotating start, so that each gets its share and none is a single point of failure.
-async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Socket, Outcome> {
+async fn reach(target: &Destination, hello: &[u8], record: &mut Record) -> Result<Socket, Outcome> {
     let source = target.transparent.then_some(record.client);
     let is_possible = |backend: &&BackendAddr| source.is_none_or(|client| transparent::is_possible(client, backend));
     let backends = target.backends.iter().filter(is_possible);
@@ -295,9 +295,9 @@ async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Soc
         record.warn_dial(backend, &DialError::Transparent(transparent::other_family(client, backend)));
         return Err(Outcome::TransparentFamily);
     }
-    let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
+    let start = target.rotation.next(count);
     let mut outcome = Outcome::DialFailed;
-    for backend in backends.cycle().skip(start % count.max(1)).take(count) {
+    for backend in backends.cycle().skip(start).take(count) {
         let edge = record.edge();
         let mark = source.map(|_| edge.proxy.transparent_mark);
         let attempt = Dial { backend, first: hello, source, mark, timeout: edge.proxy.connect_timeout };
@@ -317,10 +317,6 @@ async fn reach(target: &Target, hello: &[u8], record: &mut Record) -> Result<Soc
         }
     }
     Err(outcome)
-}
-
-thread_local! {
-    static ROTATION: Cell<usize> = const { Cell::new(0) };
 }
 
 #[cfg(test)]

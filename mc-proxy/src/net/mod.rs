@@ -10,5 +10,6 @@ pub(crate) mod netlink;
 mod race;
 pub mod relay;
 pub mod resolve;
+pub mod rotation;
 pub mod socket;
 pub mod transparent;

@@ -6,6 +6,7 @@ use super::MatchedRule;
 use crate::{
     desired::{Mode, Target},
     http::{policy::Policies, upstream::Backends},
+    net::rotation::Rotation,
     tls::certs::{Certificate, Certificates},
 };
 
@@ -22,6 +23,8 @@ pub struct Destination {
     pub policies: Policies,
     /// Where HTTP requests go; none on a route that passes TLS through.
     pub upstream: Option<Arc<Backends>>,
+    /// Which of the backends the next connection is passed through to.
+    pub rotation: Rotation,
 }
 
 impl Destination {
@@ -61,7 +64,8 @@ impl Destination {
                 Some(same.unwrap_or_else(|| Backends::new(target, hostname, authorities)))
             }
         };
-        Arc::new(Self { target: target.clone(), name: rule.to_string().into(), certificate, policies, upstream })
+        let (name, rotation) = (rule.to_string().into(), Rotation::default());
+        Arc::new(Self { target: target.clone(), name, certificate, policies, upstream, rotation })
     }
 }
 

@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     config::Proxy,
     conn::{Counters, Edge, Listening, Offence, Offences, sources::Source},
-    desired::{AcceptProxy, Listener, Route},
+    desired::{AcceptProxy, Listener, Route, Target},
     firewall::{
         Firewall, Group, OffenceKind,
         guard_fixture::{BLOCK, firewall},

@@ -361,7 +361,9 @@ impl<D: Downstream> Drop for Moved<'_, '_, '_, D> {
 
 fn of_connecting(error: &ConnectError) -> Refused {
     match error {
-        ConnectError::Full => Refused { error: HttpError::Unavailable, outcome: Outcome::Overload },
+        ConnectError::Full | ConnectError::Memory => {
+            Refused { error: HttpError::Unavailable, outcome: Outcome::Overload }
+        }
         ConnectError::Dial(DialError::Timeout(_)) => {
             Refused { error: HttpError::GatewayTimeout, outcome: Outcome::BackendTimeout }
         }

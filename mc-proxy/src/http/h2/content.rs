@@ -36,7 +36,7 @@ pub struct Incoming {
     max_fields: usize,
     has_ended: bool,
     is_malformed: bool,
-    is_response: bool,
+    is_tunnel: bool,
 }
 
 /// What the peer gets.
@@ -58,14 +58,15 @@ impl Incoming {
             max_fields,
             has_ended: false,
             is_malformed: false,
-            is_response: false,
+            is_tunnel: false,
         }
     }
 
-    /// The same of a response. A server that has sent all of it may reset the stream with NO_ERROR, as it does not need the rest of
-    /// the request; the response is not to be discarded then (RFC 9113 §8.1), and the crate tells of the reset where its end was.
-    pub fn of_response(stream: RecvStream, max_fields: usize) -> Self {
-        Self { is_response: true, ..Self::new(stream, max_fields) }
+    /// From now on the bytes are a tunnel's, which has no end of its own: a backend that resets it with NO_ERROR has said all. A
+    /// response is whole by END_STREAM alone; behind that NO_ERROR says that the rest of the request is not needed (RFC 9113
+    /// §8.1), which the crate does not let come in the way of the response.
+    pub fn set_tunnel(&mut self) {
+        self.is_tunnel = true;
     }
 
     /// See [`Source::poll_part`](crate::http::message::Source::poll_part).
@@ -136,7 +137,7 @@ impl Incoming {
 
     fn stopped(&mut self, error: &::h2::Error) -> Result<Option<Part>, Broken> {
         let is_enough = error.is_reset() && error.is_remote() && error.reason() == Some(::h2::Reason::NO_ERROR);
-        if self.is_response && is_enough {
+        if self.is_tunnel && is_enough {
             self.has_ended = true;
             return Ok(None);
         }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{Backends, Kind, Wanted, h1, h2, io::Io, pool::Idle, tls::TlsError};
 use crate::{
@@ -14,6 +14,9 @@ use crate::{
         transparent::TransparentError,
     },
 };
+
+/// A connection of HTTP/2 that was made so recently is as good as a new one: requests whose connection has failed share the next.
+pub(super) const RECENT: Duration = Duration::from_secs(1);
 
 /// Why there is no connection to a backend.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,9 @@ pub enum ConnectError {
     /// As many connections as there may be.
     #[error("the backend has as many connections as max_backend_connections allows")]
     Full,
+    /// The daemon has no memory left for what its response may take.
+    #[error("proxy.memory_limit is used up")]
+    Memory,
     /// It cannot be reached.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -64,15 +70,27 @@ impl Spoken {
 
     /// A connection that is there already.
     pub(super) fn waiting(self, idle: &Idle, place: usize, wanted: &Wanted<'_>) -> Option<Kind> {
-        let h2 = if self == Self::Http1 { None } else { idle.take_h2(place).map(Kind::H2) };
-        h2.or_else(|| {
-            let timeout = wanted.terms.limits.pool_idle_timeout;
-            if self == Self::Http2 || wanted.is_fresh {
-                None
-            } else {
-                idle.take_h1(place, timeout).map(|found| Kind::H1(Box::new(found)))
+        let limits = wanted.terms.limits;
+        if wanted.is_fresh {
+            // Older ones may be as dead as the one that has failed.
+            return if self == Self::Http1 { None } else { idle.take_h2(place, RECENT).map(Kind::H2) };
+        }
+        let own = if self == Self::Http1 { None } else { idle.take_h2(place, Duration::MAX).map(Kind::H2) };
+        // Workers that took a place from each other would make a connection for each request.
+        let own = own.or_else(|| {
+            if idle.is_full(place, limits.max_backend_connections) { self.shared(idle, place) } else { None }
+        });
+        own.or_else(|| {
+            if self == Self::Http2 {
+                return None;
             }
+            idle.take_h1(place, limits.pool_idle_timeout).map(|found| Kind::H1(Box::new(found)))
         })
+    }
+
+    /// One that any worker has, for when there can be no more connections.
+    pub(super) fn shared(self, idle: &Idle, place: usize) -> Option<Kind> {
+        if self == Self::Http1 { None } else { idle.share_h2(place).map(Kind::H2) }
     }
 
     fn alpn(self) -> &'static [&'static [u8]] {
@@ -127,8 +145,7 @@ impl Backends {
         let terms = wanted.terms;
         let max = terms.limits.max_backend_connections;
         // One that nobody uses makes room.
-        let open = idle.open(place, max).or_else(|| if idle.evict(place) { idle.open(place, max) } else { None });
-        let open = open.ok_or(ConnectError::Full)?;
+        let open = idle.open(place, max).or_else(|| idle.evict(place)).ok_or(ConnectError::Full)?;
         let source = self.target.transparent.then_some(wanted.client);
         let announced = self.target.send_proxy.zip(wanted.announced);
         let first = announced.map(|(version, announced)| announced.header(version)).unwrap_or_default();
@@ -170,8 +187,9 @@ impl Backends {
                 // It takes no streams at all.
                 return Err(ConnectError::Full);
             }
-            idle.keep_h2(handle.clone());
-            Ok(Kind::H2(handle))
+            let claim = handle.claim();
+            idle.keep_h2(handle);
+            Ok(Kind::H2(claim))
         } else {
             Ok(Kind::H1(Box::new(h1::Backend::new(io, HeadLimits::of_responses(terms.limits), open))))
         }

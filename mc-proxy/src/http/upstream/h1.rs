@@ -1,11 +1,15 @@
 //! A backend that is spoken to in HTTP/1.1.
 
-use std::task::{Context, Poll, Waker, ready};
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::{Context, Poll, Waker, ready},
+};
 
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use bytes::Bytes;
 use tokio::{
-    task::coop::has_budget_remaining,
+    task::coop::unconstrained,
     time::{Duration, Instant},
 };
 
@@ -40,6 +44,8 @@ pub struct Backend {
     /// Bytes that went out with earlier requests.
     written_before: u64,
     is_persistent: bool,
+    /// The last response had no content, whatever its fields or its backend say: some send it all the same.
+    was_bodiless: bool,
     made_at: Instant,
     /// Its place among the backend's connections.
     open: Open,
@@ -58,6 +64,7 @@ impl Backend {
             has_answered: false,
             written_before: 0,
             is_persistent: true,
+            was_bodiless: false,
             made_at: Instant::now(),
             open,
         }
@@ -115,10 +122,14 @@ impl Backend {
     }
 
     /// Whether the backend has neither ended the connection nor said anything unasked since it was last used. No system call
-    /// is made where the reactor has heard nothing.
+    /// is made where the reactor has heard nothing, but behind a response without content: what a backend sends for it would be
+    /// the next client's response.
     pub(super) fn is_fresh(&mut self) -> bool {
-        // Without budget the reactor says of every socket that there is nothing.
-        has_budget_remaining() && self.connection.wire().poll_fill(&mut Context::from_waker(Waker::noop())).is_pending()
+        // A task that has used up its budget would learn nothing of any socket.
+        let check = pin!(unconstrained(poll_fn(|cx| self.connection.wire().poll_fill(cx))));
+        let is_quiet = check.poll(&mut Context::from_waker(Waker::noop())).is_pending();
+        let socket = self.connection.wire().io().socket_mut();
+        is_quiet && (!self.was_bodiless || socket.has_nothing_to_read().unwrap_or(false))
     }
 
     /// Is no longer charged to this worker.
@@ -137,11 +148,12 @@ impl Backend {
         self.connection.wire().io().socket_mut().deregister();
     }
 
-    /// Ends the connection in order, without waiting.
-    pub(super) fn close(mut self) {
+    /// Ends the connection in order, without waiting. Its place is for another one.
+    pub(super) fn close(mut self) -> Open {
         // What does not fit into the socket's buffer is not worth a wait.
         let _ = self.connection.wire().poll_shutdown(&mut Context::from_waker(Waker::noop()));
         self.connection.wire().io().socket_mut().complete();
+        self.open
     }
 
     fn switched(&mut self, mut headers: HeaderMap) -> Result<Answer, Broken> {
@@ -166,6 +178,15 @@ impl Backend {
     }
 }
 
+/// Whether a status that has no content comes with the fields of one that has some (RFC 9110 §8.6, RFC 9112 §6.1): whoever sends
+/// them may send the content too. For HEAD and 304 they are in order.
+fn announces_content(status: StatusCode, headers: &HeaderMap) -> bool {
+    let is_empty = |length: &HeaderValue| length.as_bytes().iter().all(|digit| *digit == b'0');
+    let has_length = headers.get(header::CONTENT_LENGTH).is_some_and(|length| !is_empty(length));
+    let has_none = status.is_informational() || status == StatusCode::NO_CONTENT;
+    has_none && (has_length || headers.contains_key(header::TRANSFER_ENCODING))
+}
+
 impl Upstream for Backend {
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answer, Broken>> {
         let head = loop {
@@ -178,6 +199,7 @@ impl Upstream for Backend {
             }
         };
         self.has_answered = true;
+        self.is_persistent &= !announces_content(head.status, &head.headers);
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Poll::Ready(self.switched(head.headers));
         }
@@ -190,6 +212,7 @@ impl Upstream for Backend {
             });
         }
         self.is_persistent &= head.is_persistent && head.framing != ResponseFraming::UntilClose;
+        self.was_bodiless = head.framing == ResponseFraming::None;
         self.connection.read_response(head.framing);
         let response = Response { status: head.status, headers: head.headers, content: head.framing.into() };
         Poll::Ready(Ok(Answer::Final(response)))

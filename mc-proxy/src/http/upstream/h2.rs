@@ -6,9 +6,10 @@ mod tests;
 
 use std::{
     future::{Future as _, poll_fn},
+    ops::Deref,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -27,18 +28,21 @@ use tokio::time::Instant;
 
 pub use self::backend::Backend;
 use super::{h1::AGE_MAX, io::Io, pool::Open};
-use crate::http::{
-    deadline::Deadline,
-    h1::{HeadLimits, Target},
-    h2::{
-        FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, broken,
-        chunk::Chunk,
-        guard::Guard,
-        guarded::{Guarded, Outlet, Watch},
+use crate::{
+    http::{
+        deadline::Deadline,
+        h1::{HeadLimits, Target},
+        h2::{
+            FRAME_MAX, HEADER_TABLE, SEND_BUFFER, STREAM_WINDOW, broken,
+            chunk::Chunk,
+            guard::Guard,
+            guarded::{Guarded, Outlet, Watch},
+        },
+        limits::{HttpLimits, Window},
+        message::{Broken, Request},
+        websocket,
     },
-    limits::HttpLimits,
-    message::{Broken, Request},
-    websocket,
+    net::memory::Charge,
 };
 
 /// Streams at a time on one connection, even if the backend takes more.
@@ -46,6 +50,16 @@ const STREAMS_MAX: u32 = 100;
 
 /// A connection on which something was sent, and nothing has come for so long, gets no more requests.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// Streams given up that are remembered, and for how long: what the backend has on its way for them is passed over. Clients may
+/// give up all streams of a connection several times before the backend hears of the first.
+const RESET_STREAMS_MAX: usize = 8 * STREAMS_MAX as usize;
+const RESET_MEMORY: Duration = Duration::from_secs(10);
+
+/// A connection on which more streams were given up in [`RESETS_WINDOW`] gets no new ones for so long. Backends end one for that
+/// (CVE-2023-44487), and with it the streams of clients that give up nothing.
+const RESETS_MAX: u32 = 100;
+const RESETS_WINDOW: Duration = Duration::from_secs(10);
 
 /// All streams may have their windows full: a client that does not take its response holds up nobody else's. In bytes.
 const CONNECTION_WINDOW: u32 = STREAMS_MAX * STREAM_WINDOW;
@@ -68,19 +82,44 @@ pub struct Handle {
     shared: Arc<Shared>,
     is_tls: bool,
     max_fields: usize,
+    /// Which of the pool's backends it is connected to.
+    place: usize,
     made_at: Instant,
+}
+
+/// Room for a stream of a connection, which nobody else takes.
+#[derive(Debug)]
+pub(super) struct Claim {
+    handle: Handle,
+    slot: Slot,
+}
+
+/// A stream among those of its connection, from when there is room for it to its end.
+#[derive(Debug)]
+struct Slot {
+    shared: Arc<Shared>,
+    /// What of a response may wait in it.
+    charge: Charge,
 }
 
 /// What handles, streams and the connection itself know of each other.
 #[derive(Debug)]
 struct Shared {
-    /// Its place among the backend's connections.
-    open: Open,
+    /// Its place among the backend's connections, unless that has been given to another one.
+    open: Mutex<Option<Open>>,
     watch: Watch,
     is_closed: AtomicBool,
-    /// Streams now.
+    /// Streams now, with those that are to be.
     active: AtomicUsize,
     unused_since: Mutex<Instant>,
+    resets: Mutex<Resets>,
+}
+
+/// Streams that were given up.
+#[derive(Debug)]
+struct Resets {
+    window: Window,
+    exceeded_at: Option<Instant>,
 }
 
 impl Handle {
@@ -100,6 +139,10 @@ impl Handle {
             .max_header_list_size(u32::try_from(heads.head_bytes).unwrap_or(u32::MAX))
             .max_concurrent_streams(0)
             .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+            .reset_stream_duration(RESET_MEMORY)
+            // What comes for a stream that was forgotten is answered, and no reason to end those of other clients.
+            .max_local_error_reset_streams(None)
             // What clients do not take is no fault of the backend's.
             .data_frame_budget(usize::MAX)
             .handshake(io);
@@ -110,20 +153,22 @@ impl Handle {
             Poll::Pending => Poll::Pending,
         })
         .await?;
+        let place = open.place();
         let shared = Arc::new(Shared {
-            open,
+            open: Mutex::new(Some(open)),
             watch,
             is_closed: false.into(),
             active: 0.into(),
             unused_since: Mutex::new(Instant::now()),
+            resets: Mutex::new(Resets { window: Window::new(RESETS_MAX, RESETS_WINDOW), exceeded_at: None }),
         });
         tokio::spawn(drive(connection, outlet, Arc::clone(&shared), limits.write_timeout));
-        Ok(Self { sender, shared, is_tls, max_fields: heads.fields, made_at: Instant::now() })
+        Ok(Self { sender, shared, is_tls, max_fields: heads.fields, place, made_at: Instant::now() })
     }
 
     /// Which of the pool's backends it is connected to.
     pub(super) fn place(&self) -> usize {
-        self.shared.open.place()
+        self.place
     }
 
     /// Whether it takes no more requests: it is gone, or the backend has said GOAWAY.
@@ -135,7 +180,15 @@ impl Handle {
     /// Whether another stream may be opened now.
     pub(super) fn has_room(&self) -> bool {
         let max = self.sender.current_max_send_streams().min(STREAMS_MAX as usize);
-        self.shared.active.load(Relaxed) < max && self.made_at.elapsed() < AGE_MAX && !self.is_silent()
+        self.shared.active.load(Relaxed) < max
+            && self.age() < AGE_MAX
+            && !self.is_silent()
+            && !lock(&self.shared.resets).is_exceeded(Instant::now())
+    }
+
+    /// How long ago it was made.
+    pub(super) fn age(&self) -> Duration {
+        self.made_at.elapsed()
     }
 
     /// Whether the backend has been told something, and has said nothing for too long: it may be gone without a word, or busy.
@@ -144,28 +197,26 @@ impl Handle {
             && self.shared.watch.unanswered_since().is_some_and(|since| since.elapsed() >= SILENCE)
     }
 
-    /// Whether it has had no stream for so long, and is to be dropped.
-    pub(super) fn close_if_unused(&self, now: Instant, timeout: Duration) -> bool {
-        let since = *self.shared.unused_since.lock().unwrap_or_else(PoisonError::into_inner);
-        self.shared.active.load(Relaxed) == 0 && now.saturating_duration_since(since) >= timeout
+    /// Whether it has no stream, and none is to be.
+    pub(super) fn is_unused(&self) -> bool {
+        self.shared.active.load(Relaxed) == 0
     }
 
-    /// Opens a stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
-    /// longer than it wants to.
-    ///
-    /// # Errors
-    /// When the connection takes no more, or the backend does not know extended CONNECT (RFC 8441 §3); nothing has been sent
-    /// then.
-    pub(super) async fn send(mut self, request: &Request) -> Result<Backend, Broken> {
-        poll_fn(|cx| self.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
-        let head = self.head(request)?;
-        let before = self.shared.watch.transferred();
-        let ends = request.content.is_empty() && request.upgrade.is_none();
-        let (response, stream) = self.sender.send_request(head, ends).map_err(|error| broken(&error))?;
-        let backend = Backend::new(request, response, stream, self.max_fields, self.shared, before);
-        // Of the stream that was just made: whether the backend has room for it.
-        poll_fn(|cx| self.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
-        Ok(backend)
+    /// Gives up a connection that is unused, and its place to another one. Its own task ends it.
+    pub(super) fn close(self) -> Option<Open> {
+        self.shared.close();
+        lock(&self.shared.open).take()
+    }
+
+    /// Whether it has had no stream for so long, and is to be dropped.
+    pub(super) fn close_if_unused(&self, now: Instant, timeout: Duration) -> bool {
+        let since = *lock(&self.shared.unused_since);
+        self.is_unused() && now.saturating_duration_since(since) >= timeout
+    }
+
+    /// Takes room for a stream, be there any or not.
+    pub(super) fn claim(&self) -> Claim {
+        Claim { handle: self.clone(), slot: Slot::new(&self.shared) }
     }
 
     fn head(&self, request: &Request) -> Result<::http::Request<()>, Broken> {
@@ -198,6 +249,32 @@ impl Handle {
     }
 }
 
+impl Claim {
+    /// Takes what the stream may cost from the daemon's memory; `false` when that has not so much left.
+    pub(super) fn charge(&self) -> bool {
+        self.slot.charge.resize(STREAM_WINDOW.into())
+    }
+
+    /// Opens the stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
+    /// longer than it wants to.
+    ///
+    /// # Errors
+    /// When the connection takes no more, or the backend does not know extended CONNECT (RFC 8441 §3); nothing has been sent
+    /// then.
+    pub(super) async fn send(self, request: &Request) -> Result<Backend, Broken> {
+        let Self { mut handle, slot } = self;
+        poll_fn(|cx| handle.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        let head = handle.head(request)?;
+        let before = slot.watch.transferred();
+        let ends = request.content.is_empty() && request.upgrade.is_none();
+        let (response, stream) = handle.sender.send_request(head, ends).map_err(|error| broken(&error))?;
+        let backend = Backend::new(request, response, stream, handle.max_fields, slot, before);
+        // Of the stream that was just made: whether the backend has room for it.
+        poll_fn(|cx| handle.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        Ok(backend)
+    }
+}
+
 fn headers(request: &Request) -> HeaderMap {
     let mut headers = request.headers.clone();
     for name in &NOT_SENT {
@@ -211,17 +288,33 @@ fn headers(request: &Request) -> HeaderMap {
     headers
 }
 
-impl Shared {
-    /// A stream has begun.
-    fn begin(&self) {
-        self.active.fetch_add(1, Relaxed);
+impl Slot {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.active.fetch_add(1, Relaxed);
+        Self { shared: Arc::clone(shared), charge: Charge::default() }
     }
+}
 
-    /// A stream has ended.
-    fn finish(&self) {
+impl Deref for Slot {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
         if self.active.fetch_sub(1, Relaxed) == 1 {
-            *self.unused_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            *lock(&self.unused_since) = Instant::now();
         }
+    }
+}
+
+impl Shared {
+    /// A stream was given up that the backend had not ended.
+    fn count_reset(&self) {
+        lock(&self.resets).count(Instant::now());
     }
 
     /// It gets no more requests.
@@ -233,6 +326,22 @@ impl Shared {
     fn transferred(&self) -> (u64, u64) {
         self.watch.transferred()
     }
+}
+
+impl Resets {
+    fn count(&mut self, now: Instant) {
+        if !self.window.admit(now) {
+            self.exceeded_at = Some(now);
+        }
+    }
+
+    fn is_exceeded(&self, now: Instant) -> bool {
+        self.exceeded_at.is_some_and(|at| now.saturating_duration_since(at) < RESETS_WINDOW)
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Carries a connection on to its end, which is also that of a backend that takes nothing for `write_timeout`.

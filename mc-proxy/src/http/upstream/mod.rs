@@ -8,7 +8,6 @@ pub mod pool;
 pub mod tls;
 
 use std::{
-    cell::Cell,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -27,7 +26,7 @@ use super::{
 use crate::{
     conn::Announced,
     desired::Target,
-    net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, transparent},
+    net::{addr::BackendAddr, addr::ClientAddr, resolve::Resolver, rotation::Rotation, transparent},
     tls::{ServerName, certs::Roots},
 };
 
@@ -37,6 +36,7 @@ pub struct Backends {
     target: Target,
     tls: ClientTls,
     idle: Arc<Idle>,
+    rotation: Rotation,
 }
 
 /// What a connection is wanted for.
@@ -54,7 +54,7 @@ pub struct Wanted<'a> {
     pub is_upgrade: bool,
     /// Where the connections of this client alone are kept, on routes whose backends are told of the client.
     pub own: Option<&'a Arc<Idle>>,
-    /// No connection that others have used before.
+    /// Another one has failed: no connection that was made before. A stream that was refused has not failed with its connection.
     pub is_fresh: bool,
     /// Deadlines and limits.
     pub terms: Terms<'a>,
@@ -86,7 +86,7 @@ pub struct Connected {
 #[derive(Debug)]
 enum Kind {
     H1(Box<h1::Backend>),
-    H2(h2::Handle),
+    H2(h2::Claim),
 }
 
 /// A connection, or a stream of one, that has a request.
@@ -98,16 +98,13 @@ pub enum Exchanging {
     H2(Box<h2::Backend>),
 }
 
-thread_local! {
-    static ROTATION: Cell<usize> = const { Cell::new(0) };
-}
-
 impl Backends {
     /// Those of a target. `hostname`: of its route, if that is for one alone. `authorities`: what is in the file that its
     /// `backend_ca` names. Blocks when the system's are needed and have not been read yet.
     pub fn new(target: &Target, hostname: Option<&ServerName>, authorities: Option<Roots>) -> Arc<Self> {
         let idle = Idle::new(target.backends.len());
-        Arc::new(Self { target: target.clone(), tls: ClientTls::of(target, hostname, authorities), idle })
+        let tls = ClientTls::of(target, hostname, authorities);
+        Arc::new(Self { target: target.clone(), tls, idle, rotation: Rotation::default() })
     }
 
     /// Whether connections to them are what those of `target` would be, on the same route and with these authorities.
@@ -150,24 +147,35 @@ impl Backends {
     pub async fn connect(&self, wanted: &Wanted<'_>) -> Result<Connected, (ConnectError, Option<&BackendAddr>)> {
         let idle = wanted.own.unwrap_or(&self.idle);
         let count = self.target.backends.len();
-        let start = if count > 1 { ROTATION.replace(ROTATION.get().wrapping_add(1)) } else { 0 };
+        let start = self.rotation.next(count);
         let mut last = (ConnectError::None, None);
         // A request does not wait for each of many that are down.
         let give_up_at = Instant::now() + 2 * wanted.terms.connect_timeout;
-        for place in (0..count).map(|offset| start.wrapping_add(offset) % count) {
+        for place in (0..count).map(|offset| (start + offset) % count) {
             let Some(backend) = self.target.backends.get(place) else { continue };
             if self.target.transparent && !transparent::is_possible(wanted.client, backend) {
                 last = (ConnectError::OtherFamily, Some(backend));
                 continue;
             }
             let spoken = Spoken::of(&self.target, wanted);
-            if let Some(kind) = spoken.waiting(idle, place, wanted) {
-                return Ok(Connected { kind, place, connecting: None });
-            }
-            let begun = Instant::now();
-            // Apart: what a connection takes to be made, the many requests that find one need not have room for.
-            match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
-                Ok(kind) => return Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
+            let connected = if let Some(kind) = spoken.waiting(idle, place, wanted) {
+                Ok(Connected { kind, place, connecting: None })
+            } else {
+                let begun = Instant::now();
+                // Apart: what a connection takes to be made, the many requests that find one need not have room for.
+                match Box::pin(self.make(idle, place, backend, spoken, wanted)).await {
+                    Ok(kind) => Ok(Connected { kind, place, connecting: Some(begun.elapsed()) }),
+                    Err(ConnectError::Full) => {
+                        let shared = spoken.shared(idle, place).ok_or(ConnectError::Full);
+                        shared.map(|kind| Connected { kind, place, connecting: None })
+                    }
+                    Err(error) => Err(error),
+                }
+            };
+            match connected {
+                Ok(connected) if connected.kind.charge() => return Ok(connected),
+                // With another backend it would cost as much.
+                Ok(_) => return Err((ConnectError::Memory, None)),
                 Err(error) => last = (error, Some(backend)),
             }
             if Instant::now() >= give_up_at {
@@ -184,10 +192,20 @@ impl Backends {
                 if backend.is_reusable() {
                     own.unwrap_or(&self.idle).keep_h1(*backend, limits.pool_max_idle as usize);
                 } else {
-                    backend.close();
+                    drop(backend.close());
                 }
             }
             Exchanging::H2(_) => {}
+        }
+    }
+}
+
+impl Kind {
+    /// Takes what a response may need beyond what is charged as it comes; `false` when there is no memory left for it.
+    fn charge(&self) -> bool {
+        match self {
+            Self::H1(_) => true,
+            Self::H2(claim) => claim.charge(),
         }
     }
 }
@@ -204,8 +222,8 @@ impl Connected {
                 backend.send(request, random);
                 Ok(Exchanging::H1(backend))
             }
-            Kind::H2(handle) => {
-                let sent = Box::pin(timeout(patience, handle.send(request))).await.map_err(|_| Broken::Refused)?;
+            Kind::H2(claim) => {
+                let sent = Box::pin(timeout(patience, claim.send(request))).await.map_err(|_| Broken::Refused)?;
                 Ok(Exchanging::H2(Box::new(sent?)))
             }
         }
@@ -285,3 +303,6 @@ impl Sink for Exchanging {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,15 +2,14 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use ::h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
 use ::http::{HeaderMap, HeaderValue, Method, StatusCode, header, response::Parts};
 use bytes::Bytes;
 
-use super::Shared;
+use super::Slot;
 use crate::http::{
     h2::{
         broken,
@@ -36,7 +35,7 @@ pub struct Backend {
     is_tunnel: bool,
     informational: u32,
     max_fields: usize,
-    shared: Arc<Shared>,
+    slot: Slot,
     /// Bytes of the connection before the request, read and written.
     before: (u64, u64),
 }
@@ -55,12 +54,11 @@ impl Backend {
         response: ResponseFuture,
         stream: SendStream<Chunk>,
         max_fields: usize,
-        shared: Arc<Shared>,
+        slot: Slot,
         before: (u64, u64),
     ) -> Self {
         let is_tunnel = request.upgrade.is_some();
         let has_ended = request.content.is_empty() && !is_tunnel;
-        shared.begin();
         Self {
             response,
             incoming: None,
@@ -70,14 +68,14 @@ impl Backend {
             is_tunnel: false,
             informational: 0,
             max_fields,
-            shared,
+            slot,
             before,
         }
     }
 
     /// Whether a byte of the request may have left: one of the connection has.
     pub fn has_sent(&self) -> bool {
-        self.shared.transferred().1 > self.before.1
+        self.slot.transferred().1 > self.before.1
     }
 
     /// Whether a head of a response has come.
@@ -93,7 +91,7 @@ impl Backend {
     fn failed(&self, error: &::h2::Error) -> Broken {
         if error.is_go_away() || error.is_io() {
             // What is sent once more takes another connection.
-            self.shared.close();
+            self.slot.close();
         }
         broken(error)
     }
@@ -113,11 +111,12 @@ impl Backend {
             return Err(Broken::Protocol);
         }
         let has_ended = body.is_end_stream();
-        self.incoming = Some(Incoming::of_response(body, self.max_fields));
+        let incoming = self.incoming.insert(Incoming::new(body, self.max_fields));
         if let Some(tunnel) = self.tunnel.take()
             && status.is_success()
         {
             self.is_tunnel = true;
+            incoming.set_tunnel();
             // RFC 8441 §5.
             headers.remove(header::CONTENT_LENGTH);
             headers.remove(websocket::ACCEPT);
@@ -202,9 +201,12 @@ impl Sink for Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         if !self.is_ended() || !self.outgoing.has_ended() {
+            // What the backend has reset itself, or ended with the connection, is nothing that it counts.
+            if self.outgoing.poll_gone(&mut Context::from_waker(Waker::noop())).is_pending() {
+                self.slot.count_reset();
+            }
             // At once, with what waits for the backend's window.
             self.outgoing.reset(Reason::CANCEL);
         }
-        self.shared.finish();
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    time::timeout,
+    time::{advance, pause, resume, timeout},
 };
 
 use super::*;
@@ -101,7 +101,7 @@ async fn a_get_and_its_answers() {
     let mut asked = request(Method::GET, Content::None);
     asked.headers.insert(header::CONNECTION, "x".parse().unwrap());
     asked.headers.insert("x-y", "z".parse().unwrap());
-    let mut backend = handle.clone().send(&asked).await.unwrap();
+    let mut backend = handle.claim().send(&asked).await.unwrap();
     let (got, mut send) = accept(server).await;
     assert_eq!((got.method(), got.uri().to_string().as_str()), (&Method::GET, "http://A.example/a?b"));
     assert!(got.body().is_end_stream() && got.headers().len() == 1);
@@ -125,7 +125,7 @@ async fn a_get_and_its_answers() {
 #[tokio::test]
 async fn content_waits_for_the_window() {
     let (handle, server) = open(&server::Builder::new()).await;
-    let mut backend = handle.send(&request(Method::POST, Content::Length(200_000))).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::POST, Content::Length(200_000))).await.unwrap();
     let (got, _send) = accept(server).await;
     let mut body = got.into_body();
     let mut bytes = Bytes::from(vec![7; 200_000]);
@@ -153,7 +153,7 @@ async fn content_waits_for_the_window() {
 #[tokio::test]
 async fn windows_open_when_a_part_has_been_taken() {
     let (handle, server) = open(&server::Builder::new()).await;
-    let mut backend = handle.clone().send(&request(Method::GET, Content::None)).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
     let (_got, mut send) = accept(server).await;
     let mut send = send.send_response(response(200), false).unwrap();
     answer(&mut backend).await.unwrap();
@@ -176,7 +176,7 @@ async fn how_heads_end() {
         (Method::GET, 200, Some("7"), false, Content::Length(7)),
     ] {
         let (handle, server) = open(&server::Builder::new()).await;
-        let mut backend = handle.send(&request(method, Content::None)).await.unwrap();
+        let mut backend = handle.claim().send(&request(method, Content::None)).await.unwrap();
         let (_got, mut send) = accept(server).await;
         let mut head = response(status);
         if let Some(length) = length {
@@ -191,33 +191,125 @@ async fn how_heads_end() {
 async fn how_streams_fail() {
     for (reason, broken) in [(Reason::REFUSED_STREAM, Broken::Refused), (Reason::INTERNAL_ERROR, Broken::Reset)] {
         let (handle, server) = open(&server::Builder::new()).await;
-        let mut backend = handle.send(&request(Method::GET, Content::None)).await.unwrap();
+        let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
         let (_got, mut send) = accept(server).await;
         send.send_reset(reason);
         assert_eq!(answer(&mut backend).await.unwrap_err(), broken);
     }
     // GOAWAY that names no stream, and the end of the connection.
     let (handle, mut server) = open(&server::Builder::new()).await;
-    let mut backend = handle.clone().send(&request(Method::GET, Content::None)).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
     server.abrupt_shutdown(Reason::NO_ERROR);
     tokio::spawn(async move { while server.accept().await.is_some() {} });
     assert_eq!(answer(&mut backend).await.unwrap_err(), Broken::Refused);
     assert!(handle.is_closed());
     let (handle, server) = open(&server::Builder::new()).await;
-    let mut backend = handle.clone().send(&request(Method::GET, Content::None)).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
     drop(server);
     assert_eq!(answer(&mut backend).await.unwrap_err(), Broken::Gone);
-    assert!(handle.is_closed() && handle.send(&request(Method::GET, Content::None)).await.is_err());
+    assert!(handle.is_closed() && handle.claim().send(&request(Method::GET, Content::None)).await.is_err());
+}
+
+/// NO_ERROR is no end: behind all of a response it changes nothing, in the middle of one the rest is missing.
+#[tokio::test]
+async fn a_reset_without_an_error() {
+    for is_whole in [true, false] {
+        let (handle, server) = open(&server::Builder::new()).await;
+        let mut backend = handle.claim().send(&request(Method::POST, Content::Parts)).await.unwrap();
+        let (_got, mut respond) = accept(server).await;
+        let mut send = respond.send_response(response(200), false).unwrap();
+        assert_eq!(answer(&mut backend).await.unwrap().content, Content::Parts);
+        send.send_data(Bytes::from_static(b"some"), is_whole).unwrap();
+        assert_eq!(data(&mut backend).await, "some");
+        send.send_reset(Reason::NO_ERROR);
+        soon(async {
+            while poll_fn(|cx| backend.poll_flush(cx)).await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        match part(&mut backend).await {
+            Ok(None) => assert!(is_whole && backend.is_ended()),
+            Err(broken) => assert!(!is_whole && broken == Broken::Reset && !backend.is_ended()),
+            Ok(Some(part)) => panic!("{part:?}"),
+        }
+    }
 }
 
 #[tokio::test]
 async fn what_is_dropped_is_reset() {
     let (handle, server) = open(server::Builder::new().max_concurrent_streams(1)).await;
-    let backend = handle.clone().send(&request(Method::POST, Content::Parts)).await.unwrap();
+    let backend = handle.claim().send(&request(Method::POST, Content::Parts)).await.unwrap();
     assert!(!handle.has_room());
     let (_got, mut send) = accept(server).await;
     drop(backend);
     assert_eq!(soon(poll_fn(|cx| send.poll_reset(cx))).await.unwrap(), Reason::CANCEL);
+    assert!(handle.has_room());
+}
+
+/// A frame (RFC 9113 §4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u32).to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// What comes late for streams that were given up, however much of it, does not end the connection under the others.
+#[tokio::test]
+async fn what_comes_for_streams_that_were_given_up() {
+    const GIVEN_UP: u32 = 3_000;
+    let (io, mut far) = pair().await;
+    let limits = HttpLimits::default();
+    far.write_all(&frame(4, 0, 0, b"")).await.unwrap();
+    let handle = soon(Handle::open(io, &limits, place())).await.unwrap();
+    let mut kept = soon(handle.claim().send(&request(Method::GET, Content::None))).await.unwrap();
+    for _ in 0..GIVEN_UP {
+        let backend = soon(handle.claim().send(&request(Method::GET, Content::None))).await.unwrap();
+        tokio::task::yield_now().await;
+        drop(backend);
+    }
+    let (mut read, mut write) = far.into_split();
+    let reading = tokio::spawn(async move { tokio::io::copy(&mut read, &mut tokio::io::sink()).await });
+    // The status 200 (RFC 7541 §A), and DATA that is on its way. The first stream is the one that is kept.
+    let late = (1..=GIVEN_UP).map(|number| 2 * number + 1);
+    let late = late.flat_map(|stream| [frame(1, 4, stream, &[0x88]), frame(0, 0, stream, &[0; 20]).repeat(10)]);
+    let late = late.flatten().collect::<Vec<_>>();
+    soon(write.write_all(&late)).await.unwrap();
+    write.write_all(&[frame(1, 4, 1, &[0x88]), frame(0, 1, 1, b"all")].concat()).await.unwrap();
+    assert_eq!(answer(&mut kept).await.unwrap().status, StatusCode::OK);
+    assert_eq!(data(&mut kept).await, "all");
+    assert!(!handle.is_closed());
+    drop((kept, handle, write));
+    let _ = soon(reading).await;
+}
+
+/// A backend may end a connection on which many streams are given up: others do not come to be on it.
+#[tokio::test]
+async fn a_connection_on_which_much_is_given_up() {
+    let (handle, mut server) = open(server::Builder::new().max_pending_accept_reset_streams(1_000)).await;
+    tokio::spawn(async move {
+        let mut at = 0;
+        while let Some(Ok((_, mut send))) = server.accept().await {
+            at += 1;
+            // As many are refused, which is the backend's own doing.
+            if at <= RESETS_MAX {
+                send.send_reset(Reason::REFUSED_STREAM);
+            }
+        }
+    });
+    let begin = async || soon(handle.claim().send(&request(Method::GET, Content::None))).await.unwrap();
+    for _ in 0..RESETS_MAX {
+        assert_eq!(answer(&mut begin().await).await.unwrap_err(), Broken::Refused);
+    }
+    for _ in 0..RESETS_MAX {
+        assert!(handle.has_room());
+        begin().await;
+    }
+    assert!(handle.has_room());
+    begin().await;
+    assert!(!handle.has_room() && !handle.is_closed());
+    pause();
+    advance(RESETS_WINDOW).await;
+    resume();
     assert!(handle.has_room());
 }
 
@@ -250,7 +342,7 @@ fn upgrade(key: Option<&'static str>) -> Request {
 async fn a_web_socket() {
     for key in [None, Some("dGhlIHNhbXBsZSBub25jZQ==")] {
         let (handle, server) = open(server::Builder::new().enable_connect_protocol()).await;
-        let mut backend = handle.send(&upgrade(key)).await.unwrap();
+        let mut backend = handle.claim().send(&upgrade(key)).await.unwrap();
         let (got, mut send) = accept(server).await;
         assert_eq!(got.method(), Method::CONNECT);
         assert_eq!(got.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
@@ -274,5 +366,5 @@ async fn a_web_socket() {
 #[tokio::test]
 async fn a_backend_without_extended_connect() {
     let (handle, _server) = open(&server::Builder::new()).await;
-    assert_eq!(handle.send(&upgrade(None)).await.unwrap_err(), Broken::Unsupported);
+    assert_eq!(handle.claim().send(&upgrade(None)).await.unwrap_err(), Broken::Unsupported);
 }
