@@ -26,7 +26,7 @@ const READ_MAX: usize = 64 * 1024;
 const COPY_MAX: usize = 2 * 1024;
 
 /// Bytes that the connection's fixed charge covers, and the steps in which more are charged.
-const CHARGED: usize = 8 * 1024;
+pub const CHARGED: usize = 8 * 1024;
 
 /// Slices in one write.
 const SLICES: usize = 16;

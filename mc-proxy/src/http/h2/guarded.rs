@@ -14,7 +14,10 @@ use tokio::{
 };
 
 use super::guard::{Guard, Violation};
-use crate::{http::transport::Transport, net::memory::Charge};
+use crate::{
+    http::{transport::Transport, wire::CHARGED},
+    net::memory::Charge,
+};
 
 /// What [`Guarded::poll_shutdown`] reads of what still comes, in bytes at a time.
 const DISCARD: usize = 4 * 1024;
@@ -120,7 +123,7 @@ impl<S> Line<S> {
         let before = self.gathered.capacity();
         self.gathered.reserve(total);
         if self.gathered.capacity() != before {
-            self.charge.force(self.gathered.capacity() as u64);
+            self.charge.force((self.gathered.capacity() / CHARGED * CHARGED) as u64);
         }
         for slice in slices {
             self.gathered.extend_from_slice(slice);
