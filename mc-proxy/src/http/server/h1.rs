@@ -29,9 +29,12 @@ use crate::{
 /// A client that has sent nothing for so long gets its buffers with its next request.
 const REST: Duration = Duration::from_secs(1);
 
-/// A client that goes on after the last response, perhaps with content that nobody wants, is not listened to any longer. Behind
-/// that it meets a reset, which may overtake the response.
-const LINGER: Duration = Duration::from_secs(5);
+/// A client that goes on after the last response is not listened to any longer.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// One that has content on its way which nobody wants needs more time to see the response. Behind that it meets a reset, which may
+/// overtake it.
+const LINGER_UNREAD: Duration = Duration::from_secs(5);
 
 /// Nor for more bytes.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
@@ -78,6 +81,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
     let mut deadline = Deadline::new(Instant::now() + limits.keepalive_timeout);
     let mut drain = pin!(site.local.drain.begun());
     let mut requests = 0_u32;
+    let mut linger = LINGER;
     let outcome = loop {
         let next = match wait(site, client, &mut deadline, drain.as_mut()).await {
             Waited::For(next) => next,
@@ -101,6 +105,7 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
                 site.report(OffenceKind::Http);
                 tracing::debug!(client = %site.shown_client(), reason = error.reason(), "a request was malformed");
                 refuse(site, client, http_error(error), &mut deadline, begun_at).await;
+                linger = LINGER_UNREAD;
                 break Outcome::Closed;
             }
         };
@@ -125,12 +130,16 @@ async fn run<S: Transport>(site: &Site, client: &mut Client<S>, service: Service
         };
         match left {
             Left::Whole if client.goes_on() => {}
-            Left::Whole | Left::Unread => break Outcome::Closed,
+            Left::Whole => break Outcome::Closed,
+            Left::Unread => {
+                linger = LINGER_UNREAD;
+                break Outcome::Closed;
+            }
             Left::Broken => return Outcome::ClientReset,
         }
     };
     let mut left = LINGER_BYTES;
-    deadline.set(Instant::now() + LINGER);
+    deadline.set(Instant::now() + linger);
     poll_fn(|cx| match client.poll_close(cx, &mut left) {
         Poll::Ready(()) => Poll::Ready(()),
         Poll::Pending => deadline.poll_over(cx),
