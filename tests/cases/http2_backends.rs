@@ -1,7 +1,10 @@
 //! Connections of HTTP/2 to backends, which many requests share: what one of them does or suffers is not the others'.
 
 use std::{
+    collections::VecDeque,
     fs,
+    io::{ErrorKind, Read as _, Write as _},
+    net::TcpStream,
     path::PathBuf,
     sync::{
         Arc,
@@ -14,17 +17,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client, server};
 use mc_proxy_tests::{
+    backend::Backend,
     http::{
         Ended, HOST, Plan, get as get1,
         h2::{
             Good, H2Origin, Incoming,
-            good::{get, request, run, soon},
+            frame::{Frame, PREFACE, data, flag, frame, headers, kind, settings},
+            good::{get, read, request, run, soon},
             origin::write,
         },
     },
     wait::{SOON, until},
 };
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep};
 
 /// A plan for routes to backends of HTTP/2, and where its records are.
 fn plan(http: &str) -> Result<(Plan, PathBuf)> {
@@ -41,7 +46,7 @@ async fn piece(body: &mut RecvStream) -> Result<Bytes> {
     Ok(data)
 }
 
-/// A backend whose responses to `/flow` and `/drip` have no end: one has as much to say as is taken, the other little.
+/// A backend whose responses to `/flow` have no end.
 async fn flowing(mut incoming: Incoming) -> Result<()> {
     let path = incoming.request.uri().path().to_owned();
     let mut send = incoming.respond.send_response(Response::new(()), false)?;
@@ -49,10 +54,6 @@ async fn flowing(mut incoming: Incoming) -> Result<()> {
         "/flow" => loop {
             // In small frames: there are many of them.
             write(&mut send, Bytes::from_static(&[b'x'; 512])).await?;
-        },
-        "/drip" => loop {
-            send.send_data(Bytes::from_static(b"drop"), false)?;
-            sleep(Duration::from_millis(20)).await;
         },
         _ => Ok(send.send_data(Bytes::from_static(b"hello"), true)?),
     }
@@ -158,43 +159,85 @@ fn the_limit_of_clients_own_connections() -> Result<()> {
     Ok(())
 }
 
-/// One client gives up very many responses, of which more is on its way each time; the stream of another one goes on.
+/// What a backend of [`a_client_that_gives_up_much`] is to do with requests.
+#[derive(Default)]
+struct Stages {
+    /// From then on they are answered, late.
+    gives_up: AtomicBool,
+    /// And from then on those that came before.
+    answers: AtomicBool,
+}
+
+/// Answers requests, late, and whatever has become of them meanwhile: it has not heard of it yet.
+fn late(mut stream: TcpStream, stages: &Stages) -> Result<()> {
+    let (mut input, mut held, mut late) = (Vec::new(), Vec::new(), VecDeque::new());
+    stream.set_read_timeout(Some(Duration::from_millis(5)))?;
+    stream.write_all(&settings(&[]))?;
+    let mut skip = PREFACE.len();
+    loop {
+        let mut bytes = [0; 16 << 10];
+        match stream.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(count) => input.extend_from_slice(&bytes[..count]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.into()),
+        }
+        if input.len() < skip {
+            continue;
+        }
+        input.drain(..std::mem::take(&mut skip));
+        while let Some((next, length)) = Frame::parse(&input) {
+            input.drain(..length);
+            match next.kind {
+                kind::SETTINGS if !next.has(flag::ACK) => stream.write_all(&frame(kind::SETTINGS, flag::ACK, 0, ""))?,
+                kind::HEADERS if stages.gives_up.load(SeqCst) => late.push_back((Instant::now(), next.stream)),
+                kind::HEADERS => held.push(next.stream),
+                _ => {}
+            }
+        }
+        // The status 200 (RFC 7541 §A).
+        let answer = |stream| [headers(stream, false, [0x88]), data(stream, true, "hello")].concat();
+        while let Some((_, id)) = late.pop_front_if(|(at, _)| at.elapsed() > Duration::from_millis(100)) {
+            stream.write_all(&answer(id))?;
+        }
+        if stages.answers.load(SeqCst) {
+            held.drain(..).try_for_each(|id| stream.write_all(&answer(id)))?;
+        }
+    }
+}
+
+/// One client gives up very many requests, whose answers are on their way; the streams of others go on.
 #[test]
 fn a_client_that_gives_up_much() -> Result<()> {
-    const BATCH: usize = 80;
-    let mut builder = server::Builder::new();
-    builder.max_concurrent_reset_streams(100_000).max_pending_accept_reset_streams(100_000);
-    let origin = H2Origin::with(None, builder, flowing)?;
+    let stages = Arc::<Stages>::default();
+    let backend = Backend::start({
+        let stages = Arc::clone(&stages);
+        move |stream| late(stream, &stages)
+    })?;
     let http = "max_resets = 100000\nmax_requests = 0\nmax_control_frames = 100000";
-    let edge = Plan::new()?.http(http).route(HOST, &[origin.addr()], "backend_protocol = \"h2\"").start()?;
+    let edge = Plan::new()?.http(http).route(HOST, &[backend.addr()], "backend_protocol = \"h2\"").start()?;
     run(async {
-        let quiet = Good::new(&edge).await?;
-        let (response, _send) = quiet.begin(get("/drip"), true).await?;
-        let mut dripping = soon(response).await??.into_body();
-        piece(&mut dripping).await?;
-        // Clients of every worker: some of them share the connection.
-        let mut clients = Vec::new();
-        for _ in 0..6 {
-            let mut builder = client::Builder::new();
-            // None of their streams holds up the others, and what comes late for one ends nothing.
-            builder.initial_connection_window_size(16 << 20).max_local_error_reset_streams(None);
-            clients.push(Good::with(&edge, &builder).await?);
+        // Of every worker: some of them share the connection.
+        let mut quiet = Vec::new();
+        for _ in 0..8 {
+            let client = Good::new(&edge).await?;
+            let (response, _send) = client.begin(get("/"), true).await?;
+            quiet.push((client, response));
         }
-        for _ in 0..24 {
-            for client in &clients {
-                let mut given_up = Vec::new();
-                for _ in 0..BATCH {
-                    given_up.push(client.begin(get("/flow"), true).await?);
-                }
-                for (response, _send) in given_up {
-                    piece(&mut soon(response).await??.into_body()).await?;
-                }
+        sleep(Duration::from_millis(100)).await;
+        stages.gives_up.store(true, SeqCst);
+        let hasty = Good::with(&edge, client::Builder::new().max_local_error_reset_streams(None)).await?;
+        for _ in 0..40 {
+            let mut given_up = Vec::new();
+            for _ in 0..60 {
+                given_up.push(hasty.begin(get("/"), true).await?);
             }
-            piece(&mut dripping).await.context("the stream of a client that gives up nothing")?;
+            sleep(Duration::from_millis(20)).await;
         }
-        // What was on its way then is known to have been heard of.
-        for _ in 0..10 {
-            piece(&mut dripping).await?;
+        sleep(Duration::from_millis(200)).await;
+        stages.answers.store(true, SeqCst);
+        for (_client, response) in quiet {
+            read(response).await?.expect(200)?;
         }
         Ok(())
     })
