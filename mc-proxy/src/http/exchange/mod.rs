@@ -243,8 +243,9 @@ async fn reach<'a, D: Downstream>(
     let begun_at = log.begun_at();
     let mut flow = Flow::new(site, client, request, wanted.is_grpc, deadline, begun_at);
     let mut is_again = false;
+    let mut is_fresh = false;
     loop {
-        let wanted = Wanted { is_fresh: is_again, ..wanted };
+        let wanted = Wanted { is_fresh, ..wanted };
         let connected = match flow.unless_gone(backends.connect(&wanted)).await {
             Some(Ok(connected)) => connected,
             Some(Err((error, backend))) => {
@@ -295,6 +296,8 @@ async fn reach<'a, D: Downstream>(
         if is_safe && !is_again && !flow.has_begun() {
             edge.http_counters.count_retry();
             is_again = true;
+            // A stream that was refused says nothing against its connection, nor against others.
+            is_fresh = !matches!(failure, Failure::Backend { broken: Broken::Refused, .. });
             flow.retry();
             continue;
         }
