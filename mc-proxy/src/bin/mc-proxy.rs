@@ -1,8 +1,7 @@
 //! The daemon.
 //!
-//! With glibc's allocator. mimalloc saves a request of HTTP/2 a seventh of its CPU, and makes long content cost two thirds more:
-//! it hands out another buffer each time, where glibc hands out the one that was freed last and is still in the cache
-//! (docs/performance.md, "HTTP/2").
+//! With glibc's allocator: with mimalloc requests of HTTP/2 cost 7 % less, and long content two thirds more (docs/performance.md,
+//! "HTTP/2").
 
 use std::process::ExitCode;
 
