@@ -8,13 +8,11 @@ mod demo;
 mod setup;
 mod test;
 
-use std::process::ExitCode;
+use std::{os::unix::process::CommandExt as _, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::Parser;
-use xtask::{
-    cargo::{cargo, succeed},
-    exit_code,
-};
+use xtask::{cargo::cargo, exit_code};
 
 /// Builds, checks, tests and shows mc-proxy.
 #[derive(Parser)]
@@ -53,5 +51,7 @@ fn main() -> ExitCode {
 
 /// A program of its own: what its clients are built from takes minutes, and no other task needs it.
 fn bench(args: &[String]) -> anyhow::Result<()> {
-    succeed(cargo(&["run", "--package", "mc-proxy-bench", "--"]).args(args))
+    // In the place of this one: whoever ends it ends the benchmark.
+    let error = cargo(&["run", "--package", "mc-proxy-bench", "--"]).args(args).exec();
+    Err(error).context("running cargo")
 }

@@ -282,18 +282,21 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if self.is_cut {
             return self.poll_cut(cx);
         }
+        // Whatever becomes of the rest of the request, the client keeps its response.
+        let is_answered = manner == Manner::Both && self.down.is_done();
+        let broken = if is_answered { Left::Unread } else { Left::Broken };
         let Some(backend) = &mut self.backend else { return Poll::Ready((Left::Broken, Outcome::Internal)) };
         if !self.up.is_done() {
             match self.up.poll(cx, self.client, backend, fields::forward_request_trailers) {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
                 Poll::Ready(Err(Stopped::By(End::Source, Broken::Malformed(error)))) => {
                     malformed(self.site, error);
-                    return Poll::Ready((Left::Broken, Outcome::Refused));
+                    return Poll::Ready((broken, Outcome::Refused));
                 }
-                Poll::Ready(Err(Stopped::TooLong)) => return Poll::Ready((Left::Broken, Outcome::Refused)),
+                Poll::Ready(Err(Stopped::TooLong)) => return Poll::Ready((broken, Outcome::Refused)),
                 // It has what it wants, and does not give the rest.
-                Poll::Ready(Err(Stopped::By(End::Source, _))) if self.down.is_done() && manner == Manner::Both => {
-                    return Poll::Ready((Left::Unread, Outcome::Completed));
+                Poll::Ready(Err(Stopped::By(End::Source, _))) if is_answered => {
+                    return Poll::Ready((broken, Outcome::Completed));
                 }
                 Poll::Ready(Err(Stopped::By(End::Source, _))) => {
                     return Poll::Ready((Left::Broken, Outcome::ClientAborted));
@@ -322,9 +325,9 @@ impl<'a, D: Downstream> Flow<'a, D> {
         if !self.down.is_done() && self.waits_for_backend() && self.client.poll_gone(cx).is_ready() {
             return Poll::Ready((Left::Broken, Outcome::ClientAborted));
         }
+        let whole = if self.client.is_ended() { Left::Whole } else { Left::Unread };
         if self.down.is_done() && (self.up.is_done() || manner == Manner::Response) {
-            let left = if self.client.is_ended() { Left::Whole } else { Left::Unread };
-            return Poll::Ready((left, Outcome::Completed));
+            return Poll::Ready((whole, Outcome::Completed));
         }
         let idle_timeout = self.site.edge().proxy.idle_timeout;
         let (party, timeout) = if !self.down.is_done() {
@@ -343,7 +346,9 @@ impl<'a, D: Downstream> Flow<'a, D> {
             self.site.report(OffenceKind::Timeout);
         }
         Poll::Ready(match (over, party) {
-            (Over::Deadline, _) if self.down.is_done() && manner == Manner::Both => (Left::Unread, Outcome::Completed),
+            (over, _) if self.down.is_done() && manner == Manner::Both => {
+                (whole, if over == Over::Rate { Outcome::Refused } else { Outcome::Completed })
+            }
             (Over::Deadline, Party::Backend) => (Left::Broken, Outcome::BackendTimeout),
             (Over::Deadline, Party::Taker | Party::Sender) | (Over::Rate, _) => (Left::Broken, Outcome::ClientAborted),
         })
@@ -370,7 +375,9 @@ impl<'a, D: Downstream> Flow<'a, D> {
 
     /// Ready when that party has done nothing for so long, or the client sends too slowly.
     fn poll_late(&mut self, cx: &mut Context<'_>, party: Party, timeout: Duration) -> Poll<Over> {
-        let moved = Moved { up: self.up.parts(), down: self.down.parts(), taken: self.client.taken() };
+        // What a backend takes of a part is progress too, and of the last ones the only one.
+        let given = self.backend.as_ref().map_or(0, Exchanging::written);
+        let moved = Moved { up: self.up.parts() + given, down: self.down.parts(), taken: self.client.taken() };
         let is_sending = self.is_sending();
         if self.progress.look(party, is_sending, moved) {
             self.tell();

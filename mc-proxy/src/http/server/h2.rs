@@ -202,11 +202,14 @@ impl<S: Transport> Connection<S> {
             if let Poll::Ready(outcome) = self.poll_streams(cx) {
                 return Poll::Ready(outcome);
             }
-            if let Poll::Ready(Err(_)) = self.outlet.poll_flush(cx) {
-                return Poll::Ready(self.outcome(Outcome::ClientReset));
-            }
+            let is_flushed = match self.outlet.poll_flush(cx) {
+                Poll::Ready(Err(_)) => return Poll::Ready(self.outcome(Outcome::ClientReset)),
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+            };
             while let Poll::Ready(Some(_)) = self.tasks.poll_join_next(cx) {}
-            if !self.tasks.is_empty() {
+            // Streams end before the client has taken all of them.
+            if !self.tasks.is_empty() || !is_flushed {
                 self.idle_since = None;
             } else if self.idle_since.is_none() {
                 self.idle_since = Some(Instant::now());

@@ -107,6 +107,11 @@ impl Backend {
         self.has_answered || !self.connection.wire().input().is_empty()
     }
 
+    /// Bytes that the backend's socket has taken, of this request and those before it.
+    pub fn written(&self) -> u64 {
+        self.connection.written()
+    }
+
     /// Whether a byte of the request may have left, or a byte has come that may be an answer to it.
     pub fn has_sent(&mut self) -> bool {
         self.has_answered() || self.connection.written() > self.written_before

@@ -24,7 +24,7 @@ use ::http::{
     HeaderMap, HeaderName, Method, Uri, Version, header,
     uri::{Authority, PathAndQuery, Scheme},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 pub use self::backend::Backend;
 use super::{h1::AGE_MAX, io::Io, pool::Open};
@@ -177,10 +177,15 @@ impl Handle {
         self.shared.is_closed.load(Relaxed) || matches!(self.sender.clone().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
-    /// Whether another stream may be opened now.
-    pub(super) fn has_room(&self) -> bool {
+    /// Whether the backend takes another stream now.
+    pub(super) fn has_slot(&self) -> bool {
         let max = self.sender.current_max_send_streams().min(STREAMS_MAX as usize);
         self.shared.active.load(Relaxed) < max
+    }
+
+    /// Whether another stream is to be opened now, rather than another connection.
+    pub(super) fn has_room(&self) -> bool {
+        self.has_slot()
             && self.age() < AGE_MAX
             && !self.is_silent()
             && !lock(&self.shared.resets).is_exceeded(Instant::now())
@@ -255,23 +260,28 @@ impl Claim {
         self.slot.charge.resize(STREAM_WINDOW.into())
     }
 
-    /// Opens the stream and sends the head of a request. Ready when the connection takes another stream; the caller waits no
-    /// longer than it wants to.
+    /// Opens the stream and sends the head of a request. Ready when the connection takes another stream, which is waited for for
+    /// `patience`.
     ///
     /// # Errors
     /// When the connection takes no more, or the backend does not know extended CONNECT (RFC 8441 §3); nothing has been sent
     /// then.
-    pub(super) async fn send(self, request: &Request) -> Result<Backend, Broken> {
+    pub(super) async fn send(self, request: &Request, patience: Duration) -> Result<Backend, Broken> {
         let Self { mut handle, slot } = self;
-        poll_fn(|cx| handle.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
+        let deadline = Instant::now() + patience;
+        let ready = timeout_at(deadline, poll_fn(|cx| handle.sender.poll_ready(cx))).await;
+        ready.map_err(|_| Broken::Gone)?.map_err(|error| broken(&error))?;
         let head = handle.head(request)?;
         let before = slot.watch.transferred();
         let ends = request.content.is_empty() && request.upgrade.is_none();
         let (response, stream) = handle.sender.send_request(head, ends).map_err(|error| broken(&error))?;
         let backend = Backend::new(request, response, stream, handle.max_fields, slot, before);
-        // Of the stream that was just made: whether the backend has room for it.
-        poll_fn(|cx| handle.sender.poll_ready(cx)).await.map_err(|error| broken(&error))?;
-        Ok(backend)
+        // Of the stream that was just made: whether the backend has room for it. If the connection fails meanwhile, the stream
+        // tells whether the backend may have seen it.
+        match timeout_at(deadline, poll_fn(|cx| handle.sender.poll_ready(cx))).await {
+            Err(_) if !backend.has_sent() => Err(Broken::Gone),
+            Ok(_) | Err(_) => Ok(backend),
+        }
     }
 }
 

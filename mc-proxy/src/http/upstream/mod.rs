@@ -15,7 +15,7 @@ use std::{
 
 use ::http::HeaderMap;
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 pub use self::connect::ConnectError;
 use self::{connect::Spoken, pool::Idle, tls::ClientTls};
@@ -222,10 +222,7 @@ impl Connected {
                 backend.send(request, random);
                 Ok(Exchanging::H1(backend))
             }
-            Kind::H2(claim) => {
-                let sent = Box::pin(timeout(patience, claim.send(request))).await.map_err(|_| Broken::Refused)?;
-                Ok(Exchanging::H2(Box::new(sent?)))
-            }
+            Kind::H2(claim) => Ok(Exchanging::H2(Box::new(Box::pin(claim.send(request, patience)).await?))),
         }
     }
 }
@@ -236,6 +233,14 @@ impl Exchanging {
         match self {
             Self::H1(backend) => backend.has_answered(),
             Self::H2(backend) => backend.has_answered(),
+        }
+    }
+
+    /// Grows with what is written to the backend.
+    pub fn written(&self) -> u64 {
+        match self {
+            Self::H1(backend) => backend.written(),
+            Self::H2(backend) => backend.written(),
         }
     }
 

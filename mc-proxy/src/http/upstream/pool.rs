@@ -188,9 +188,12 @@ impl Idle {
         lock(self.parts.get()?.get(self.home())?).claim_h2(place, age_max)
     }
 
-    /// The same of any worker. Its streams pass from core to core: for when there can be no other connection.
+    /// The same of any worker, and if there is none, one that would else get no more streams. Its streams pass from core to core: for
+    /// when there can be no other connection.
     pub(super) fn share_h2(&self, place: usize) -> Option<h2::Claim> {
-        self.parts.get()?.iter().find_map(|part| lock(part).claim_h2(place, Duration::MAX))
+        let parts = self.parts.get()?;
+        let good = parts.iter().find_map(|part| lock(part).claim_h2(place, Duration::MAX));
+        good.or_else(|| parts.iter().find_map(|part| lock(part).claim_any_h2(place)))
     }
 
     /// This worker's gate of a backend.
@@ -256,6 +259,9 @@ impl Common {
         // Those of clients that are gone are as many as the others at most.
         if of_clients.len() == of_clients.capacity() {
             of_clients.retain(|idle| idle.strong_count() > 0);
+            // So that it is not looked through again before as many have come.
+            let alive = of_clients.len();
+            of_clients.reserve(alive + 1);
         }
         of_clients.push_back(Arc::downgrade(idle));
     }
@@ -293,6 +299,10 @@ impl Kept {
         self.h2.retain(|handle| !handle.is_closed());
         let is_it = |handle: &&h2::Handle| handle.place() == place && handle.age() < age_max && handle.has_room();
         self.h2.iter().find(is_it).map(h2::Handle::claim)
+    }
+
+    fn claim_any_h2(&self, place: usize) -> Option<h2::Claim> {
+        self.h2.iter().find(|handle| handle.place() == place && handle.has_slot()).map(h2::Handle::claim)
     }
 
     /// The connection to a backend that has not been used for longest. Streams of HTTP/2 are claimed under the lock that this is

@@ -78,6 +78,11 @@ impl Backend {
         self.slot.transferred().1 > self.before.1
     }
 
+    /// Bytes of the request's content that the connection has taken.
+    pub fn written(&self) -> u64 {
+        self.outgoing.written()
+    }
+
     /// Whether a head of a response has come.
     pub fn has_answered(&self) -> bool {
         self.informational > 0 || self.incoming.is_some()

@@ -101,7 +101,7 @@ async fn a_get_and_its_answers() {
     let mut asked = request(Method::GET, Content::None);
     asked.headers.insert(header::CONNECTION, "x".parse().unwrap());
     asked.headers.insert("x-y", "z".parse().unwrap());
-    let mut backend = handle.claim().send(&asked).await.unwrap();
+    let mut backend = handle.claim().send(&asked, PATIENCE).await.unwrap();
     let (got, mut send) = accept(server).await;
     assert_eq!((got.method(), got.uri().to_string().as_str()), (&Method::GET, "http://A.example/a?b"));
     assert!(got.body().is_end_stream() && got.headers().len() == 1);
@@ -125,7 +125,7 @@ async fn a_get_and_its_answers() {
 #[tokio::test]
 async fn content_waits_for_the_window() {
     let (handle, server) = open(&server::Builder::new()).await;
-    let mut backend = handle.claim().send(&request(Method::POST, Content::Length(200_000))).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::POST, Content::Length(200_000)), PATIENCE).await.unwrap();
     let (got, _send) = accept(server).await;
     let mut body = got.into_body();
     let mut bytes = Bytes::from(vec![7; 200_000]);
@@ -153,7 +153,7 @@ async fn content_waits_for_the_window() {
 #[tokio::test]
 async fn windows_open_when_a_part_has_been_taken() {
     let (handle, server) = open(&server::Builder::new()).await;
-    let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::GET, Content::None), PATIENCE).await.unwrap();
     let (_got, mut send) = accept(server).await;
     let mut send = send.send_response(response(200), false).unwrap();
     answer(&mut backend).await.unwrap();
@@ -176,7 +176,7 @@ async fn how_heads_end() {
         (Method::GET, 200, Some("7"), false, Content::Length(7)),
     ] {
         let (handle, server) = open(&server::Builder::new()).await;
-        let mut backend = handle.claim().send(&request(method, Content::None)).await.unwrap();
+        let mut backend = handle.claim().send(&request(method, Content::None), PATIENCE).await.unwrap();
         let (_got, mut send) = accept(server).await;
         let mut head = response(status);
         if let Some(length) = length {
@@ -191,23 +191,23 @@ async fn how_heads_end() {
 async fn how_streams_fail() {
     for (reason, broken) in [(Reason::REFUSED_STREAM, Broken::Refused), (Reason::INTERNAL_ERROR, Broken::Reset)] {
         let (handle, server) = open(&server::Builder::new()).await;
-        let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
+        let mut backend = handle.claim().send(&request(Method::GET, Content::None), PATIENCE).await.unwrap();
         let (_got, mut send) = accept(server).await;
         send.send_reset(reason);
         assert_eq!(answer(&mut backend).await.unwrap_err(), broken);
     }
     // GOAWAY that names no stream, and the end of the connection.
     let (handle, mut server) = open(&server::Builder::new()).await;
-    let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::GET, Content::None), PATIENCE).await.unwrap();
     server.abrupt_shutdown(Reason::NO_ERROR);
     tokio::spawn(async move { while server.accept().await.is_some() {} });
     assert_eq!(answer(&mut backend).await.unwrap_err(), Broken::Refused);
     assert!(handle.is_closed());
     let (handle, server) = open(&server::Builder::new()).await;
-    let mut backend = handle.claim().send(&request(Method::GET, Content::None)).await.unwrap();
+    let mut backend = handle.claim().send(&request(Method::GET, Content::None), PATIENCE).await.unwrap();
     drop(server);
     assert_eq!(answer(&mut backend).await.unwrap_err(), Broken::Gone);
-    assert!(handle.is_closed() && handle.claim().send(&request(Method::GET, Content::None)).await.is_err());
+    assert!(handle.is_closed() && handle.claim().send(&request(Method::GET, Content::None), PATIENCE).await.is_err());
 }
 
 /// NO_ERROR is no end: behind all of a response it changes nothing, in the middle of one the rest is missing.
@@ -215,7 +215,7 @@ async fn how_streams_fail() {
 async fn a_reset_without_an_error() {
     for is_whole in [true, false] {
         let (handle, server) = open(&server::Builder::new()).await;
-        let mut backend = handle.claim().send(&request(Method::POST, Content::Parts)).await.unwrap();
+        let mut backend = handle.claim().send(&request(Method::POST, Content::Parts), PATIENCE).await.unwrap();
         let (_got, mut respond) = accept(server).await;
         let mut send = respond.send_response(response(200), false).unwrap();
         assert_eq!(answer(&mut backend).await.unwrap().content, Content::Parts);
@@ -239,7 +239,7 @@ async fn a_reset_without_an_error() {
 #[tokio::test]
 async fn what_is_dropped_is_reset() {
     let (handle, server) = open(server::Builder::new().max_concurrent_streams(1)).await;
-    let backend = handle.claim().send(&request(Method::POST, Content::Parts)).await.unwrap();
+    let backend = handle.claim().send(&request(Method::POST, Content::Parts), PATIENCE).await.unwrap();
     assert!(!handle.has_room());
     let (_got, mut send) = accept(server).await;
     drop(backend);
@@ -261,9 +261,9 @@ async fn what_comes_for_streams_that_were_given_up() {
     let limits = HttpLimits::default();
     far.write_all(&frame(4, 0, 0, b"")).await.unwrap();
     let handle = soon(Handle::open(io, &limits, place())).await.unwrap();
-    let mut kept = soon(handle.claim().send(&request(Method::GET, Content::None))).await.unwrap();
+    let mut kept = soon(handle.claim().send(&request(Method::GET, Content::None), PATIENCE)).await.unwrap();
     for _ in 0..GIVEN_UP {
-        let backend = soon(handle.claim().send(&request(Method::GET, Content::None))).await.unwrap();
+        let backend = soon(handle.claim().send(&request(Method::GET, Content::None), PATIENCE)).await.unwrap();
         tokio::task::yield_now().await;
         drop(backend);
     }
@@ -296,7 +296,7 @@ async fn a_connection_on_which_much_is_given_up() {
             }
         }
     });
-    let begin = async || soon(handle.claim().send(&request(Method::GET, Content::None))).await.unwrap();
+    let begin = async || soon(handle.claim().send(&request(Method::GET, Content::None), PATIENCE)).await.unwrap();
     for _ in 0..RESETS_MAX {
         assert_eq!(answer(&mut begin().await).await.unwrap_err(), Broken::Refused);
     }
@@ -342,7 +342,7 @@ fn upgrade(key: Option<&'static str>) -> Request {
 async fn a_web_socket() {
     for key in [None, Some("dGhlIHNhbXBsZSBub25jZQ==")] {
         let (handle, server) = open(server::Builder::new().enable_connect_protocol()).await;
-        let mut backend = handle.claim().send(&upgrade(key)).await.unwrap();
+        let mut backend = handle.claim().send(&upgrade(key), PATIENCE).await.unwrap();
         let (got, mut send) = accept(server).await;
         assert_eq!(got.method(), Method::CONNECT);
         assert_eq!(got.extensions().get::<Protocol>().unwrap().as_str(), "websocket");
@@ -366,5 +366,5 @@ async fn a_web_socket() {
 #[tokio::test]
 async fn a_backend_without_extended_connect() {
     let (handle, _server) = open(&server::Builder::new()).await;
-    assert_eq!(handle.claim().send(&upgrade(None)).await.unwrap_err(), Broken::Unsupported);
+    assert_eq!(handle.claim().send(&upgrade(None), PATIENCE).await.unwrap_err(), Broken::Unsupported);
 }
