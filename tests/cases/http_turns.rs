@@ -201,6 +201,28 @@ fn a_response_before_the_end_of_its_request() -> Result<()> {
     })
 }
 
+/// What is wrong with the rest of a request does not take away the response.
+#[test]
+fn a_response_before_the_mistake_of_its_request() -> Result<()> {
+    let origin = Origin::new(|conn| {
+        while conn.head()?.is_some() {
+            conn.send(ok("early"))?;
+            conn.rest()?;
+        }
+        Ok(())
+    })?;
+    let edge = Edge::to(origin.addr(), "max_body_bytes = 1000")?;
+    for rest in ["zz\r\n".to_owned(), format!("3e9\r\n{}\r\n", "x".repeat(1001))] {
+        let mut client = edge.client()?;
+        client.send(post("Transfer-Encoding: chunked\r\n") + "1\r\nx\r\n")?;
+        let head = client.head_of("POST")?.expect(200)?;
+        client.send(&rest)?;
+        ensure!(head.framing == Framing::Length(5) && client.exactly(5)? == b"early");
+        ensure!(client.end()? == Ended::Closed, "{}", &rest[..4]);
+    }
+    Ok(())
+}
+
 /// It has answered and reads no more: it is not waited for without an end, and the client has its response.
 #[test]
 fn a_backend_that_leaves_its_request_alone() -> Result<()> {

@@ -58,7 +58,7 @@ const RESET_MEMORY: Duration = Duration::from_secs(10);
 
 /// A connection on which more streams were given up in [`RESETS_WINDOW`] gets no new ones for so long. Backends end one for that
 /// (CVE-2023-44487), and with it the streams of clients that give up nothing.
-const RESETS_MAX: u32 = 100;
+pub(super) const RESETS_MAX: u32 = 100;
 const RESETS_WINDOW: Duration = Duration::from_secs(10);
 
 /// All streams may have their windows full: a client that does not take its response holds up nobody else's. In bytes.

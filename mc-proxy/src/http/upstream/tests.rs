@@ -18,16 +18,17 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A backend of HTTP/2 whose connections take one stream at a time.
-async fn backend() -> SocketAddr {
+/// A backend of HTTP/2 whose connections take so many streams at a time.
+async fn backend(streams: u32) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut builder = server::Builder::new();
-                let mut server = builder.max_concurrent_streams(1).handshake::<_, Bytes>(stream).await.unwrap();
-                while server.accept().await.is_some() {}
+                builder.max_concurrent_streams(streams).max_pending_accept_reset_streams(1_000);
+                let mut server = builder.handshake::<_, Bytes>(stream).await.unwrap();
+                while let Some(Ok(_)) = server.accept().await {}
             });
         }
     });
@@ -82,7 +83,7 @@ fn request() -> Request {
 /// After a failure none is taken that may have failed likewise, and one that has been made since serves all.
 #[tokio::test]
 async fn connections_after_a_failure() {
-    let bench = Bench::new(backend().await, HttpLimits::default());
+    let bench = Bench::new(backend(1).await, HttpLimits::default());
     let is_new = async |is_fresh| bench.connect(is_fresh).await.unwrap().connecting.is_some();
     assert!(is_new(false).await && !is_new(false).await);
     pause();
@@ -96,7 +97,7 @@ async fn connections_after_a_failure() {
 async fn memory_for_streams() {
     let budget = memory::Budget::new(2 * u64::from(STREAM_WINDOW) + 1);
     budget.open_account();
-    let bench = Bench::new(backend().await, HttpLimits::default());
+    let bench = Bench::new(backend(1).await, HttpLimits::default());
     let (one, two) = (bench.connect(false).await.unwrap(), bench.connect(false).await.unwrap());
     assert_eq!(budget.used(), 2 * u64::from(STREAM_WINDOW));
     assert!(matches!(bench.connect(false).await, Err(ConnectError::Memory)));
@@ -113,7 +114,7 @@ async fn memory_for_streams() {
 #[tokio::test]
 async fn workers_at_the_limit() {
     let limits = HttpLimits { max_backend_connections: 1, ..HttpLimits::default() };
-    let bench = Bench::new(backend().await, limits);
+    let bench = Bench::new(backend(1).await, limits);
     assert!(bench.connect(false).await.unwrap().connecting.is_some());
     let shared_by = async |worker| {
         pool::set_home(worker);
@@ -134,4 +135,21 @@ async fn workers_at_the_limit() {
     pool::set_home(0);
     let is_new = bench.connect(true).await.unwrap().connecting.is_some();
     assert!(is_new && bench.connect(false).await.is_ok());
+}
+
+/// Where there can be no other connection, one on which much was given up serves still.
+#[tokio::test]
+async fn a_connection_out_of_favour() {
+    for (max, is_shared) in [(1, true), (2, false)] {
+        let bench =
+            Bench::new(backend(100).await, HttpLimits { max_backend_connections: max, ..HttpLimits::default() });
+        let kept = bench.connect(false).await.unwrap().send(&request(), 0, PATIENCE).await.unwrap();
+        for _ in 0..=h2::RESETS_MAX {
+            let given_up = bench.connect(false).await.unwrap();
+            assert!(given_up.connecting.is_none());
+            drop(given_up.send(&request(), 0, PATIENCE).await.unwrap());
+        }
+        assert_eq!(bench.connect(false).await.unwrap().connecting.is_none(), is_shared, "{max} connections at most");
+        drop(kept);
+    }
 }
