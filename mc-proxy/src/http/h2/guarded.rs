@@ -60,7 +60,7 @@ struct Line<S> {
     gathered: BytesMut,
     /// For the memory in which frames are gathered.
     charge: Charge,
-    /// There is an [`Outlet`].
+    /// What is flushed waits for the [`Outlet`].
     is_held: bool,
     /// Bytes that were read in this turn, which ends when the connection comes to rest.
     turn: usize,
@@ -95,8 +95,8 @@ impl<S> Guarded<S> {
         (Self { line, state: Arc::clone(&state), linger, has_shut: false }, Watch(state))
     }
 
-    /// For whoever will poll the connection. What is written before the connection is polled, its preface, must not wait: it is
-    /// to be made behind that, and used once there is one.
+    /// For whoever will poll the connection. Until it [holds](Outlet::hold) what is written, flushes are obeyed: the preface, which
+    /// is sent while nobody polls this, must not wait.
     pub fn outlet(&self) -> Outlet<S> {
         Outlet { line: Arc::clone(&self.line), state: Arc::clone(&self.state) }
     }
